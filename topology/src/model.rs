@@ -1,0 +1,224 @@
+//! What the file means, once it was checked: types that hold only legal values.
+//!
+//! Everything downstream (router, daemon, launch lines) reads these and never the TOML. Names are checked
+//! (`[a-z0-9-]{1,32}`), references are resolved to indices, derived MACs and addresses are filled in.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::mac::Mac;
+use crate::place::Place;
+
+/// A whole checked file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Topology {
+    /// `[router]`.
+    pub router: Router,
+    /// `[uplink.*]`, in the order of the file.
+    pub uplinks: Vec<Uplink>,
+    /// `[tenant.*]`, in the order of the file.
+    pub tenants: Vec<Tenant>,
+    /// What the file asks for that this version does not enforce yet, with its place (DESIGN: `--allow-unenforced`).
+    pub unenforced: Vec<Unenforced>,
+}
+
+/// A protection that the file asks for and that this version cannot give.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unenforced {
+    /// What, by the operator's own name: `tenant.acme.group.web`.
+    pub what: String,
+    /// Where the file asks for it.
+    pub at: Place,
+}
+
+/// How a worker waits for work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Poll {
+    /// Polls while there is traffic, then arms notifications and sleeps.
+    #[default]
+    Adaptive,
+    /// Never sleeps.
+    Busy,
+    /// Never polls.
+    Interrupt,
+}
+
+/// `[router]`, with defaults filled in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Router {
+    /// Shown in answers and logs.
+    pub name: String,
+    /// One data-path worker per entry, pinned to that CPU; empty: one worker, not pinned.
+    pub cpus: Vec<usize>,
+    /// How workers wait.
+    pub poll: Poll,
+    /// Where sockets go, if the file says so.
+    pub run_dir: Option<PathBuf>,
+    /// Prometheus listener, `address:port`.
+    pub metrics: Option<std::net::SocketAddr>,
+    /// The router's own MAC on every port.
+    pub mac: Mac,
+    /// Group of the vhost-user sockets.
+    pub socket_group: String,
+    /// `experimental = ["uso"]`.
+    pub uso: bool,
+}
+
+/// `[uplink.NAME]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Uplink {
+    /// Its name in the file.
+    pub name: String,
+    /// Where the file defines it.
+    pub at: Place,
+    /// What kind of way out it is.
+    pub kind: UplinkKind,
+    /// Addresses with their prefix length: the kernel's side for a tap, our own for packet and xdp.
+    pub addresses: Vec<IpNet>,
+    /// Next hops beyond the uplink, one per family at most.
+    pub gateway: Vec<IpAddr>,
+    /// Source NAT.
+    pub nat: bool,
+    /// Largest layer-3 packet, bytes.
+    pub mtu: u16,
+}
+
+/// What an uplink is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UplinkKind {
+    /// A kernel tap device of that name.
+    Tap {
+        /// Interface name, at most 15 bytes.
+        device: String,
+    },
+    /// A NIC by AF_PACKET.
+    Packet {
+        /// Interface name, at most 15 bytes.
+        device: String,
+    },
+    /// A NIC by AF_XDP.
+    Xdp {
+        /// Interface name, at most 15 bytes.
+        device: String,
+    },
+    /// Ordinary host sockets.
+    User,
+    /// A WireGuard tunnel.
+    Wireguard,
+}
+
+/// `[tenant.NAME]`: a customer, and that customer's own VRF.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tenant {
+    /// Its name in the file.
+    pub name: String,
+    /// Where the file defines it.
+    pub at: Place,
+    /// Free text.
+    pub customer: String,
+    /// Indices into [`Topology::uplinks`].
+    pub uplinks: Vec<usize>,
+    /// `[tenant.X.network.*]`.
+    pub networks: Vec<Network>,
+    /// `[tenant.X.vm.*]`.
+    pub vms: Vec<Vm>,
+    /// `[[tenant.X.route]]` plus the default routes that follow from `uplinks`.
+    pub routes: Vec<Route>,
+}
+
+/// `[tenant.X.network.NAME]`: one routed subnet per family; nothing of layer 2 crosses.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Network {
+    /// Its name in the file.
+    pub name: String,
+    /// Where the file defines it.
+    pub at: Place,
+    /// IPv4 subnets.
+    pub subnets4: Vec<Ipv4Net>,
+    /// IPv6 subnets.
+    pub subnets6: Vec<Ipv6Net>,
+    /// The router's own addresses on this network (IPv6 may be link-local).
+    pub gateways: Vec<IpAddr>,
+    /// Whether the router hands out addresses.
+    pub dhcp: bool,
+}
+
+/// `[tenant.X.vm.NAME]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Vm {
+    /// Its name in the file.
+    pub name: String,
+    /// Where the file defines it.
+    pub at: Place,
+    /// CPU and memory; defaults when the file has no `spec`.
+    pub spec: Spec,
+    /// `[[tenant.X.vm.V.nic]]`, at least one.
+    pub nics: Vec<Nic>,
+}
+
+/// `[tenant.X.vm.V.spec]`: the parts that launch lines need.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Spec {
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Guest memory, bytes, a multiple of 2 MiB.
+    pub memory: u64,
+    /// Back guest memory with huge pages.
+    pub hugepages: bool,
+    /// Kernel image for a direct boot.
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk for a direct boot.
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line.
+    pub cmdline: Option<String>,
+}
+
+/// One NIC of a VM.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Nic {
+    /// Where the file defines it.
+    pub at: Place,
+    /// Index into [`Tenant::networks`].
+    pub network: usize,
+    /// Given, or derived from tenant, VM and NIC index.
+    pub mac: Mac,
+    /// Given, or one derived in the first IPv4 subnet.
+    pub addresses4: Vec<Ipv4Addr>,
+    /// Given, or the EUI-64 address in each IPv6 subnet.
+    pub addresses6: Vec<Ipv6Addr>,
+    /// More sources that this NIC may use because the VM routes them.
+    pub prefixes: Vec<IpNet>,
+    /// Queue pairs.
+    pub queues: u16,
+    /// Largest layer-3 packet, bytes, 68..=65521 (1280 at least with IPv6).
+    pub mtu: u16,
+    /// User that may connect to the socket beside the group.
+    pub owner: Option<u32>,
+}
+
+/// One static route of a tenant.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Route {
+    /// Where the file asks for it (the tenant's place for a default that was added).
+    pub at: Place,
+    /// Destination.
+    pub to: IpNet,
+    /// Where it leads.
+    pub via: Via,
+}
+
+/// The next hop of a static route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// Index into [`Topology::uplinks`].
+    Uplink(usize),
+    /// A VM that routes.
+    Nic {
+        /// Index into [`Tenant::vms`].
+        vm: usize,
+        /// Index into [`Vm::nics`].
+        nic: usize,
+    },
+}
