@@ -1,1 +1,43 @@
-//! x
+//! Where does this packet go?
+//!
+//! # Theory of operation
+//! The daemon copies the headers of a frame out of guest memory once, into [`Headers`]. [`forward`] reads
+//! that copy, decides, writes the new Ethernet header and TTL into it, and returns a [`Verdict`]. The daemon
+//! then moves the bytes: the same copy, followed by the payload that nobody here looked at.
+//!
+//! The steps, in the order of `forward.rs`: parse, meter, source check, own address, TTL, VRF and FIB,
+//! policy, next hop, verdict. Everything that they read is in the immutable [`Snapshot`] (built from the
+//! topology, swapped between bursts) and in the [`WorkerState`] of the one worker that asks. There is no I/O,
+//! no clock and no shared state: time is an argument, and the same call answers live packets, traces and
+//! what-if questions ([`Trace`]).
+//!
+//! Frames that the router itself originates are built on the cold path, by [`reply`]: ARP and neighbour
+//! answers, router advertisements, ICMP errors. Work that a receiver's missing offload demands is done by
+//! [`offload`] (what a receiver can take) and [`segment`] (cutting and checksumming in software).
+
+#![forbid(unsafe_code)]
+
+pub mod drop_reason;
+pub mod fib;
+pub mod forward;
+pub mod headers;
+pub mod ids;
+pub mod offload;
+pub mod reply;
+pub mod segment;
+pub mod snapshot;
+pub mod state;
+pub mod trace;
+pub mod verdict;
+pub mod vnet;
+
+pub use drop_reason::DropReason;
+pub use forward::forward;
+pub use headers::{Headers, PEEK};
+pub use ids::{PortId, RuleId, TenantId};
+pub use offload::{Offload, OffloadCaps};
+pub use snapshot::Snapshot;
+pub use state::WorkerState;
+pub use trace::{NoTrace, Trace};
+pub use verdict::{Answer, Verdict};
+pub use vnet::VnetHeader;

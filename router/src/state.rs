@@ -1,0 +1,16 @@
+//! What one worker keeps between packets: rate limits and the link-local addresses that guests use.
+
+use crate::snapshot::Snapshot;
+
+/// One worker's own state; nothing here is shared.
+#[derive(Debug, Default)]
+pub struct WorkerState {}
+
+impl WorkerState {
+    /// Fresh state for that snapshot.
+    #[must_use]
+    pub fn new(snapshot: &Snapshot) -> Self {
+        let _ = snapshot;
+        Self {}
+    }
+}

@@ -1,0 +1,38 @@
+//! Following one packet through the decision, at no cost when nobody follows.
+
+use crate::ids::{PortId, RuleId, TenantId};
+
+/// One decision on the way of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The headers were understood; the text names the protocols (`ipv4 tcp`).
+    Parsed(&'static str),
+    /// Source MAC and address belong to the ingress port.
+    SourceOk,
+    /// Addressed to the router itself.
+    Own,
+    /// Looked up in that tenant's table; the rule is the route's line.
+    Route(TenantId, RuleId),
+    /// Leaves through that port.
+    NextHop(PortId),
+}
+
+/// Receives each [`Step`]. [`NoTrace`] compiles away; a `Vec<Step>` keeps them.
+pub trait Trace {
+    /// Called once per decision, in order.
+    fn step(&mut self, step: Step);
+}
+
+/// The packet path's own trace: nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoTrace;
+
+impl Trace for NoTrace {
+    fn step(&mut self, _: Step) {}
+}
+
+impl Trace for Vec<Step> {
+    fn step(&mut self, step: Step) {
+        self.push(step);
+    }
+}
