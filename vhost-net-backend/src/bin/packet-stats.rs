@@ -1,0 +1,3 @@
+//! `packet-stats`: where did every packet go?
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! `vmrouter`: the daemon and its command line.
+
+fn main() {}

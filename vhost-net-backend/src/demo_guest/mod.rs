@@ -1,0 +1,1 @@
+//! The fake guest: a vhost-user front end, a memfd, a ring driver and a smoltcp stack.

@@ -1,0 +1,1 @@
+//! Uplinks: ways out of the machine.

@@ -1,0 +1,1 @@
+//! vhost-user: the protocol by which a VMM hands over its guest's rings.
