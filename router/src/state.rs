@@ -13,4 +13,9 @@ impl WorkerState {
         let _ = snapshot;
         Self {}
     }
+
+    /// Fits the state to another snapshot; what it knows of ports that stay is kept.
+    pub fn adopt(&mut self, snapshot: &Snapshot) {
+        let _ = snapshot;
+    }
 }
