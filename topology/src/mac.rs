@@ -52,7 +52,10 @@ impl FromStr for Mac {
         let mut bytes = [0; 6];
         let mut parts = text.split(':');
         for byte in &mut bytes {
-            let part = parts.next().filter(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit())).ok_or(BadMac)?;
+            let part = parts
+                .next()
+                .filter(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()))
+                .ok_or(BadMac)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| BadMac)?;
         }
         parts.next().map_or(Ok(Self(bytes)), |_| Err(BadMac))
@@ -68,7 +71,14 @@ mod tests {
         let mac: Mac = "52:54:00:01:00:11".parse().unwrap();
         assert_eq!(mac.to_string(), "52:54:00:01:00:11");
         assert_eq!(mac.link_local(), "fe80::5054:ff:fe01:11".parse::<Ipv6Addr>().unwrap());
-        for bad in ["", "52:54:00:01:00", "52:54:00:01:00:11:22", "52-54-00-01-00-11", "+2:54:00:01:00:11", "5:54:00:01:00:11"] {
+        for bad in [
+            "",
+            "52:54:00:01:00",
+            "52:54:00:01:00:11:22",
+            "52-54-00-01-00-11",
+            "+2:54:00:01:00:11",
+            "5:54:00:01:00:11",
+        ] {
             assert_eq!(bad.parse::<Mac>(), Err(BadMac), "{bad}");
         }
     }
