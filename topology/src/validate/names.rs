@@ -7,7 +7,7 @@ use crate::validate::context::Context;
 pub(crate) fn name(name: &At<String>, what: &str, ctx: &mut Context<'_>) {
     if !is_name(name) {
         let help = "a name is 1 to 32 characters of a-z, 0-9 and -";
-        ctx.problem_help(name.span(), format!("{:?} is not a name for {what}", name.as_str()), help);
+        ctx.problem(name.span(), format!("{:?} is not a name for {what}", name.as_str()), help);
     }
 }
 
@@ -24,7 +24,7 @@ pub(crate) fn device(device: &At<String>, ctx: &mut Context<'_>) {
     let text = device.as_str();
     if !(1..=15).contains(&text.len()) || !text.bytes().all(legal) || matches!(text, "." | "..") {
         let help = "1 to 15 characters, no slash, colon, percent sign or white space";
-        ctx.problem_help(device.span(), format!("{text:?} is not an interface name"), help);
+        ctx.problem(device.span(), format!("{text:?} is not an interface name"), help);
     }
 }
 
@@ -32,7 +32,11 @@ pub(crate) fn device(device: &At<String>, ctx: &mut Context<'_>) {
 pub(crate) fn system_group(group: &At<String>, ctx: &mut Context<'_>) {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
     if !(1..=32).contains(&group.len()) || !group.bytes().all(legal) || group.starts_with('-') {
-        ctx.problem(group.span(), format!("{:?} is not the name of a group", group.as_str()));
+        ctx.problem(
+            group.span(),
+            format!("{:?} is not the name of a group", group.as_str()),
+            "as in /etc/group: letters, digits, dots, - and _",
+        );
     }
 }
 
@@ -44,7 +48,11 @@ pub(crate) fn domain(domain: &At<String>, ctx: &mut Context<'_>) {
         (1..=63).contains(&part.len()) && part.bytes().all(legal) && !edges
     };
     if domain.len() > 253 || !domain.split('.').all(label) {
-        ctx.problem(domain.span(), format!("{:?} is not a domain name", domain.as_str()));
+        ctx.problem(
+            domain.span(),
+            format!("{:?} is not a domain name", domain.as_str()),
+            "labels of a-z, 0-9 and -, with dots between them",
+        );
     }
 }
 
