@@ -77,6 +77,10 @@ fn unknown(message: &str) -> Option<(String, String)> {
 
 /// "invalid type: integer `5`, expected a string".
 fn wrong(message: &str) -> Option<(String, String)> {
+    // What the toml crate says of an enum, which could be a table elsewhere; ours are all strings.
+    if message.starts_with("wanted ") {
+        return Some(("invalid type".to_owned(), "expected a string, in quotes".to_owned()));
+    }
     let (message, expected) = message.rsplit_once(", expected ")?;
     let expected = match expected {
         "u32" | "u64" => "a whole number that is not negative",

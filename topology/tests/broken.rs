@@ -81,3 +81,29 @@ fn fifty_are_shown_and_the_rest_counted() {
     assert!(problems.render(false).ends_with("f: 60 problems (and 10 more that are not shown)\n"));
     assert!(problems.to_string().ends_with("\nand 10 more"));
 }
+
+#[test]
+fn places_in_odd_texts() {
+    for (text, wanted) in [
+        ("", "f:1:1: missing key `version`"),
+        ("\n\n[tenant.me]\n", "f:1:1: missing key `version`"),
+        ("version = 1\r\n[router]\r\npoll = 5\r\n", "f:3:8: invalid type"),
+        ("version = 1\n[tenant.me]\ncustomer = \"Müller\"\nx = 1", "f:4:1: unknown key \"x\""),
+        ("version = 1\ntenant = { \"ü\" = {} }", "f:2:12: \"ü\" is not a name for a tenant"),
+        ("version = 1\nversion = 1", "f:2:1: duplicate key"),
+        ("version = 1\nrouter.cpus = [1, true, 2]", "f:2:19: invalid type: boolean `true`"),
+        ("\u{feff}verson = 1", "f:1:2: unknown key \"verson\""),
+    ] {
+        let problems = topology::parse("f", text).expect_err(wanted);
+        assert_eq!(problems.to_string(), wanted);
+        assert!(problems.render(false).contains(" --> f:"), "{}", problems.render(false));
+    }
+}
+
+#[test]
+fn a_broken_value_is_not_also_missing() {
+    let text = "version = 1\n[uplink.u]\nkind = 5\n[tenant.t.network.n]\nsubnets = [1]\n\
+                [tenant.t.vm.v]\nnic = [{ network = true }]\n";
+    let problems = topology::parse("f", text).expect_err("three types");
+    assert_eq!(problems.items.len(), 3, "{problems}");
+}
