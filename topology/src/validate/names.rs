@@ -3,6 +3,9 @@
 use crate::at::{At, Named};
 use crate::validate::context::Context;
 
+/// What the daemon keeps in its run directory, so far as it could be a name.
+const RUN_DIR_ENTRIES: [&str; 2] = ["state", "stats"];
+
 /// Checks the name of one thing.
 pub(crate) fn name(name: &At<String>, what: &str, ctx: &mut Context<'_>) {
     if !is_name(name) {
@@ -15,6 +18,16 @@ pub(crate) fn name(name: &At<String>, what: &str, ctx: &mut Context<'_>) {
 pub(crate) fn names<T>(table: &Named<T>, what: &str, ctx: &mut Context<'_>) {
     for entry in table.iter() {
         name(&entry.name, what, ctx);
+    }
+}
+
+/// Checks the names of tenants: each is a directory beside the run directory's own entries.
+pub(crate) fn tenants<T>(table: &Named<T>, ctx: &mut Context<'_>) {
+    names(table, "a tenant", ctx);
+    for entry in table.iter().filter(|entry| RUN_DIR_ENTRIES.contains(&entry.name.as_str())) {
+        let message =
+            format!("{:?} is taken: the run directory has an entry of that name", entry.name.as_str());
+        ctx.problem(entry.name.span(), message, "give the tenant another name");
     }
 }
 

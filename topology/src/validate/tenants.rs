@@ -19,7 +19,7 @@ pub(crate) fn validate(
     uplinks: &[Uplink],
     ctx: &mut Context<'_>,
 ) -> Vec<Tenant> {
-    names::names(&raw.tenant, "a tenant", ctx);
+    names::tenants(&raw.tenant, ctx);
     let mut taken = Taken::new();
     let tenants: Vec<Tenant> =
         raw.tenant.iter().map(|entry| tenant(entry, raw, router, uplinks, &mut taken, ctx)).collect();
