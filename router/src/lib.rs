@@ -17,12 +17,14 @@
 
 #![forbid(unsafe_code)]
 
+pub mod checksum;
 pub mod drop_reason;
 pub mod fib;
 pub mod forward;
 pub mod headers;
 pub mod ids;
 pub mod offload;
+pub mod rate_limit;
 pub mod reply;
 pub mod segment;
 pub mod snapshot;
