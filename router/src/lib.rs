@@ -17,8 +17,10 @@
 
 #![forbid(unsafe_code)]
 
+mod bytes;
 pub mod checksum;
 pub mod drop_reason;
+mod extension;
 pub mod fib;
 pub mod forward;
 pub mod headers;
