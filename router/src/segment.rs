@@ -127,4 +127,3 @@ fn finish_tcp(segment: &mut [u8], l4: usize, place: Position) -> Option<()> {
     }
     Some(())
 }
-
