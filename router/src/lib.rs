@@ -28,6 +28,8 @@ pub mod ids;
 pub mod offload;
 pub mod rate_limit;
 pub mod reply;
+#[cfg(test)]
+mod samples;
 pub mod segment;
 pub mod snapshot;
 pub mod state;
