@@ -253,6 +253,32 @@ mod tests {
     }
 
     #[test]
+    fn a_checksum_lies_behind_the_ip_headers_and_in_the_frame() {
+        let extended = Sample { extension: true, ..tcp(true) };
+        let table = [
+            (tcp(false), 34, 0, true),
+            (tcp(false), 33, 17, false),
+            (tcp(false), 24, 16, false),
+            (tcp(false), 0, 50, false),
+            (extended.clone(), 62, 16, true),
+            (extended, 54, 24, false),
+            (tcp(false), 4036, 16, true), // the last two bytes of 4,054
+            (tcp(false), 4037, 16, false),
+            (tcp(false), 4054, 0, false),
+            (tcp(false), u16::MAX, u16::MAX, false),
+        ];
+        for (sample, start, offset, legal) in table {
+            let mut head = sample.head(0);
+            (head.vnet.csum_start, head.vnet.csum_offset) = (start, offset);
+            assert_eq!(
+                check(&head),
+                if legal { wanted(start, offset, None) } else { BAD },
+                "{start} + {offset}"
+            );
+        }
+    }
+
+    #[test]
     fn frames_that_are_not_ip_have_no_checksum_to_complete() {
         let mut head = tcp(false).head(0);
         head.bytes[12..14].copy_from_slice(&[0x08, 0x06]);
