@@ -49,13 +49,11 @@ fn snapshot() -> Snapshot {
         &["fe80::1", "fd00:0:0:3::1", "fd00:0:0:1::1"],
     );
     let back = network(&["10.0.1.0/24", "fd00:0:0:2::/64"], &["10.0.1.1"], &["fd00:0:0:2::1"]);
-    let other = network(&["10.0.0.0/16"], &["10.0.0.1"], &[]);
+    let other = network(&["10.0.0.0/16", "10.7.0.0/24"], &["10.0.0.1", "10.7.0.1"], &[]);
     let serves = ["10.0.0.0/24", "10.0.1.0/24", "fd00:0:0:2::/64"];
-    let uplink = PortKind::Uplink(UplinkPort {
-        index: 0,
-        peer_mac: KERNEL,
-        serves: serves.map(|net| (net.parse().unwrap(), TenantId(0))).to_vec(),
-    });
+    let mut serves = serves.map(|net| (net.parse().unwrap(), TenantId(0))).to_vec();
+    serves.push(("10.7.0.0/24".parse().unwrap(), TenantId(1)));
+    let uplink = PortKind::Uplink(UplinkPort { index: 0, peer_mac: KERNEL, serves });
     let port = |name: &str, mtu, kind| Port { name: name.into(), mtu, kind };
     Snapshot {
         router_mac: ROUTER,
@@ -215,6 +213,7 @@ fn who_speaks() {
         (PLAIN, "fd00::5", "2001:db8::1", None), // no address of ours to speak from
         (UPLINK, "8.8.8.8", "10.0.1.77", Some("10.0.1.1")),
         (UPLINK, "2001:db8::1", "fd00:0:0:2::77", Some("fd00:0:0:2::1")),
+        (UPLINK, "8.8.8.8", "10.7.0.77", Some("10.7.0.1")),
         (UPLINK, "8.8.8.8", "10.0.2.77", None), // served for nobody, though another tenant has it
     ];
     for (port, source, destination, wanted) in table {
