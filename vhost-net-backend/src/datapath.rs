@@ -13,7 +13,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arrayvec::ArrayVec;
-use router::{Answer, DropReason, Headers, NoTrace, PortId, RuleId, Snapshot, Verdict, VnetHeader, WorkerState, reply};
+use router::{
+    Answer, DropReason, Headers, NoTrace, PortId, RuleId, Snapshot, Verdict, VnetHeader, WorkerState, reply,
+};
 
 use crate::counters::{Counter, Counters};
 use crate::egress::{Egress, Sent, Slow, send};
@@ -123,7 +125,12 @@ impl Datapath {
     ///
     /// # Errors
     /// The uplink's device is gone.
-    pub fn service_uplink(&mut self, port: PortId, buffers: &HostBuffer, now: Instant) -> std::io::Result<usize> {
+    pub fn service_uplink(
+        &mut self,
+        port: PortId,
+        buffers: &HostBuffer,
+        now: Instant,
+    ) -> std::io::Result<usize> {
         let mut burst = Burst::default();
         if let Some(tap) = self.tap(port) {
             tap.read_burst(buffers, &mut burst)?;
@@ -171,13 +178,15 @@ impl Datapath {
                 Verdict::Answer(answer) => {
                     counters.add(Counter::Consumed, 1);
                     let (snapshot, state) = (&self.snapshot, &mut self.state);
-                    self.replies.push(|reply| reply::build(snapshot, state, now, ingress, head, answer, reply));
+                    self.replies
+                        .push(|reply| reply::build(snapshot, state, now, ingress, head, answer, reply));
                 }
                 Verdict::Consume => counters.add(Counter::Consumed, 1),
                 Verdict::Drop(reason, _) => {
                     counters.dropped(reason);
                     let (snapshot, state) = (&self.snapshot, &mut self.state);
-                    self.replies.push(|reply| reply::icmp_error(snapshot, state, now, ingress, head, reason, reply));
+                    self.replies
+                        .push(|reply| reply::icmp_error(snapshot, state, now, ingress, head, reason, reply));
                 }
             }
         }
@@ -209,9 +218,13 @@ impl Datapath {
             };
             let each = frames.iter().filter_map(|i| Some((burst.frames.get(i)?, heads.get(i)?)));
             if let Some(tap) = self.taps.get_mut(egress.index()).and_then(Option::as_mut) {
-                each.for_each(|(f, head)| settle(send(tap, burst, f, header_len, head, slow), Counter::DeliveredUplink));
+                each.for_each(|(f, head)| {
+                    settle(send(tap, burst, f, header_len, head, slow), Counter::DeliveredUplink)
+                });
             } else if let Some(mut rx) = port.lock_rx(*worker) {
-                each.for_each(|(f, head)| settle(send(&mut rx, burst, f, header_len, head, slow), Counter::DeliveredVm));
+                each.for_each(|(f, head)| {
+                    settle(send(&mut rx, burst, f, header_len, head, slow), Counter::DeliveredVm)
+                });
                 let _ = unshown.try_push(egress);
             } else {
                 let reason = if port.is_uplink { DropReason::UplinkDown } else { DropReason::RxNotConnected };

@@ -145,7 +145,8 @@ pub fn spawn(setup: WorkerSetup) -> std::io::Result<(WorkerHandle, JoinHandle<()
     let datapath = Datapath::new(index, snapshot, Arc::clone(&ports), counters);
     let next_advert = Instant::now() + ADVERTISE_EVERY;
     let sources = Sources::default();
-    let worker = Worker { index, poll, epoll, wake, commands, datapath, ports, sources, uplink_events, next_advert };
+    let worker =
+        Worker { index, poll, epoll, wake, commands, datapath, ports, sources, uplink_events, next_advert };
     let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
         if let Some(cpu) = cpu {
             pin(cpu);
@@ -179,7 +180,8 @@ impl Worker {
             }
             self.advertise(now);
             let stay = frames > 0 || self.poll == Poll::Busy || self.spins(now, last_frame);
-            let timeout = if stay || self.arm_all() { Some(Duration::ZERO) } else { self.until_next_advert(now) };
+            let timeout =
+                if stay || self.arm_all() { Some(Duration::ZERO) } else { self.until_next_advert(now) };
             if !self.wait(timeout) {
                 return;
             }

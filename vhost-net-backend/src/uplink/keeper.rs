@@ -99,7 +99,11 @@ fn keep(
                     false
                 }
                 Err(error) => {
-                    tracing::debug!(device = uplink.config.device, error = format!("{error:#}"), "not back yet");
+                    tracing::debug!(
+                        device = uplink.config.device,
+                        error = format!("{error:#}"),
+                        "not back yet"
+                    );
                     true
                 }
             }

@@ -46,7 +46,9 @@ impl Tap {
             let read = match sys::read_frame(self.fd.as_fd(), buffers.slice(i, BUFFER)) {
                 Ok(read) => read,
                 // Nothing more, or the device is down for the moment.
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock || e.raw_os_error() == Some(libc::EIO) => break,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock || e.raw_os_error() == Some(libc::EIO) => {
+                    break;
+                }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) if burst.frames.is_empty() => return Err(e),
                 Err(_) => break,

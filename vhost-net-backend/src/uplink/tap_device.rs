@@ -66,10 +66,14 @@ async fn configure(config: &TapConfig) -> anyhow::Result<()> {
     let change = LinkUnspec::new_with_index(index).mtu(u32::from(config.mtu)).up().build();
     handle.link().change(change).await.context("cannot set its MTU and bring it up")?;
     for address in &config.addresses {
-        add_address(&handle, index, *address).await.with_context(|| format!("cannot add the address {address}"))?;
+        add_address(&handle, index, *address)
+            .await
+            .with_context(|| format!("cannot add the address {address}"))?;
     }
     for subnet in &config.serves {
-        add_route(&handle, index, *subnet).await.with_context(|| format!("cannot add the route to {subnet}"))?;
+        add_route(&handle, index, *subnet)
+            .await
+            .with_context(|| format!("cannot add the route to {subnet}"))?;
     }
     Ok(())
 }
@@ -78,9 +82,10 @@ async fn add_address(handle: &Handle, index: u32, address: IpNet) -> anyhow::Res
     let mut request = handle.address().add(index, address.addr(), address.prefix_len()).replace();
     // The topology file says whose address it is: nobody else on this link can have it.
     request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
-    request.message_mut().attributes.push(AddressAttribute::Flags(
-        rtnetlink::packet_route::address::AddressFlags::Nodad,
-    ));
+    request
+        .message_mut()
+        .attributes
+        .push(AddressAttribute::Flags(rtnetlink::packet_route::address::AddressFlags::Nodad));
     Ok(request.execute().await?)
 }
 
