@@ -90,6 +90,11 @@ impl Datapath {
         self.snapshot = snapshot;
     }
 
+    /// A guest's driver starts anew: the next one may use other link-local addresses.
+    pub fn forget_guest(&mut self, port: PortId) {
+        self.state.forget(port);
+    }
+
     /// Gives (or takes away) this worker's queue of an uplink.
     pub fn set_tap(&mut self, port: PortId, tap: Option<Tap>) {
         if let Some(slot) = self.taps.get_mut(port.index()) {
@@ -161,6 +166,8 @@ impl Datapath {
     /// Phase 1: every frame gets its verdict; what needs no egress is settled here.
     fn decide(&mut self, ingress: PortId, burst: &Burst<'_>, header_len: u32, now: Instant) {
         let counters = self.counters.block(self.worker, ingress);
+        // First, so that nobody who reads ever sees more outcomes than frames.
+        counters.add(Counter::Received, u64::try_from(burst.frames.len()).unwrap_or(0));
         let mut bytes = 0;
         for (i, (frame, head)) in burst.frames.iter().zip(&mut self.heads).enumerate() {
             let verdict = if peek(burst, frame, header_len, head) {
@@ -190,7 +197,6 @@ impl Datapath {
                 }
             }
         }
-        counters.add(Counter::Received, u64::try_from(burst.frames.len()).unwrap_or(0));
         counters.add(Counter::ReceivedBytes, bytes);
     }
 

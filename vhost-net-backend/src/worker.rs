@@ -296,6 +296,7 @@ impl Worker {
             self.forget(at);
         }
         let port = queue.port;
+        self.datapath.forget_guest(port);
         let at = self.sources.free();
         if let Some(kick) = queue.ring.kick() {
             self.watch(kick.as_fd(), at, port);

@@ -64,7 +64,7 @@ async fn configure(config: &TapConfig) -> anyhow::Result<()> {
     let link = handle.link().get().match_name(config.device.clone()).execute().try_next().await?;
     let index = link.context("it is gone again")?.header.index;
     let change = LinkUnspec::new_with_index(index).mtu(u32::from(config.mtu)).up().build();
-    handle.link().change(change).await.context("cannot set its MTU and bring it up")?;
+    handle.link().change(change).execute().await.context("cannot set its MTU and bring it up")?;
     for address in &config.addresses {
         add_address(&handle, index, *address)
             .await
