@@ -79,6 +79,13 @@ pub enum Passage {
 /// # Errors
 /// [`crate::DropReason::VnetMalformed`].
 pub fn check(head: &crate::headers::Headers) -> Result<Offload, crate::drop_reason::DropReason> {
-    let _ = head;
-    Ok(Offload::NONE)
+    let end = u32::from(head.vnet.csum_start) + u32::from(head.vnet.csum_offset) + 2;
+    if head.vnet.flags & crate::vnet::NEEDS_CSUM == 0 {
+        Ok(Offload::NONE)
+    } else if end > head.frame_len {
+        Err(crate::drop_reason::DropReason::VnetMalformed)
+    } else {
+        let csum = Checksum { start: head.vnet.csum_start, offset: head.vnet.csum_offset };
+        Ok(Offload { csum: Some(csum), gso: None })
+    }
 }
