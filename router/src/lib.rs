@@ -1,7 +1,7 @@
 //! Where does this packet go?
 //!
 //! # Theory of operation
-//! The daemon copies the headers of a frame out of guest memory once, into [`Headers`]. [`forward`] reads
+//! The daemon copies the headers of a frame out of guest memory once, into [`Headers`]. [`forward()`] reads
 //! that copy, decides, writes the new Ethernet header and TTL into it, and returns a [`Verdict`]. The daemon
 //! then moves the bytes: the same copy, followed by the payload that nobody here looked at.
 //!
@@ -43,7 +43,6 @@ mod testing;
 pub mod trace;
 pub mod verdict;
 pub mod vnet;
-mod wire;
 
 pub use drop_reason::DropReason;
 pub use forward::forward;
