@@ -72,7 +72,8 @@ fn snapshot() -> Snapshot {
 
 /// What [`icmp_error`] sends, if anything.
 fn error_about(port: PortId, head: &Headers, reason: DropReason) -> Option<Vec<u8>> {
-    let mut state = WorkerState { last_mtu: 1300, ..WorkerState::default() };
+    let mut state = WorkerState::new(&snapshot());
+    state.last_mtu = 1300;
     let mut frame = vec![0xaa; 2000]; // what an earlier frame left
     icmp_error(&snapshot(), &mut state, Instant::now(), port, head, reason, &mut frame).then_some(frame)
 }
@@ -179,7 +180,8 @@ fn other_protocols_to_ourselves() {
 #[test]
 fn ipv6_never_tells_less_than_1280() {
     let head = sample(true, true).head(0);
-    let mut state = WorkerState { last_mtu: 1000, ..WorkerState::default() };
+    let mut state = WorkerState::new(&snapshot());
+    state.last_mtu = 1000;
     let mut frame = Vec::new();
     let reason = DropReason::MtuExceeded;
     assert!(icmp_error(&snapshot(), &mut state, Instant::now(), NIC, &head, reason, &mut frame));
