@@ -43,7 +43,7 @@ impl Qemu {
         let program = folder.join("usr/bin/qemu-system-x86_64");
         if !program.exists() {
             fs::create_dir_all(&folder)?;
-            for package in ["qemu-system-data", "qemu-system-x86"] {
+            for package in ["qemu-system-data", "qemu-system-common", "qemu-system-x86"] {
                 unpack(package, &folder)?;
             }
         }
