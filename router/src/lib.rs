@@ -17,12 +17,16 @@
 
 #![forbid(unsafe_code)]
 
+mod bytes;
+pub mod checksum;
 pub mod drop_reason;
+mod extension;
 pub mod fib;
 pub mod forward;
 pub mod headers;
 pub mod ids;
 pub mod offload;
+pub mod rate_limit;
 pub mod reply;
 pub mod segment;
 pub mod snapshot;
