@@ -17,6 +17,7 @@
 
 #![forbid(unsafe_code)]
 
+mod address;
 mod bytes;
 pub mod checksum;
 pub mod drop_reason;
@@ -26,21 +27,28 @@ pub mod forward;
 pub mod headers;
 pub mod ids;
 pub mod offload;
+mod own;
+mod parse;
 pub mod rate_limit;
 pub mod reply;
+mod rewrite;
 pub mod segment;
 pub mod snapshot;
+mod source;
 pub mod state;
+#[cfg(test)]
+mod testing;
 pub mod trace;
 pub mod verdict;
 pub mod vnet;
+mod wire;
 
 pub use drop_reason::DropReason;
 pub use forward::forward;
 pub use headers::{Headers, PEEK};
 pub use ids::{PortId, RuleId, TenantId};
 pub use offload::{Offload, OffloadCaps};
-pub use snapshot::Snapshot;
+pub use snapshot::{RouteInfo, RouteKind, Snapshot};
 pub use state::WorkerState;
 pub use trace::{NoTrace, Trace};
 pub use verdict::{Answer, Verdict};

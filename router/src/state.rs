@@ -1,22 +1,74 @@
 //! What one worker keeps between packets: rate limits and the link-local addresses that guests use.
 
+use std::collections::HashMap;
+use std::net::Ipv6Addr;
+
+use crate::ids::PortId;
 use crate::rate_limit::ReplyLimits;
 use crate::snapshot::Snapshot;
+
+/// Link-local addresses that are learned for one port, beside the one that follows from its MAC.
+pub const LEARNED_PER_PORT: usize = 2;
 
 /// One worker's own state; nothing here is shared.
 #[derive(Debug, Default)]
 pub struct WorkerState {
     /// How often the router may speak by itself, a port.
     pub replies: ReplyLimits,
-    /// MTU of the egress that the latest `mtu.exceeded` is about, bytes of layer 3: what the ICMP error tells.
+    /// The MTU of the egress that was too small, bytes of layer 3: set right before
+    /// [`crate::DropReason::MtuExceeded`], for the ICMP error about it.
     pub last_mtu: u16,
+    learned: Vec<Learned>,
+}
+
+/// What was learned on one port.
+#[derive(Debug, Default)]
+struct Learned {
+    /// The port's name: a new snapshot may number the ports differently.
+    port: String,
+    addresses: [Option<Ipv6Addr>; LEARNED_PER_PORT],
 }
 
 impl WorkerState {
     /// Fresh state for that snapshot.
     #[must_use]
     pub fn new(snapshot: &Snapshot) -> Self {
-        let _ = snapshot;
-        Self::default()
+        let mut state = Self::default();
+        state.adopt(snapshot);
+        state
+    }
+
+    /// Follows a new snapshot: what was learned stays with the port of that name.
+    pub fn adopt(&mut self, snapshot: &Snapshot) {
+        let mut old: HashMap<_, _> = self.learned.drain(..).map(|l| (l.port, l.addresses)).collect();
+        let learned = snapshot.ports.iter().map(|port| Learned {
+            port: port.name.clone(),
+            addresses: old.remove(&port.name).unwrap_or_default(),
+        });
+        self.learned = learned.collect();
+    }
+
+    /// Forgets what was learned on a port: its guest was reset, and the next one may choose other addresses.
+    pub fn forget(&mut self, port: PortId) {
+        if let Some(learned) = self.learned.get_mut(port.index()) {
+            learned.addresses = [None; LEARNED_PER_PORT];
+        }
+    }
+
+    /// Whether the port is known to use that link-local address.
+    pub(crate) fn knows(&self, port: PortId, address: Ipv6Addr) -> bool {
+        self.learned.get(port.index()).is_some_and(|learned| learned.addresses.contains(&Some(address)))
+    }
+
+    /// Learns that link-local address of a port; `false` when it has its fill of others.
+    pub(crate) fn learn(&mut self, port: PortId, address: Ipv6Addr) -> bool {
+        if self.knows(port, address) {
+            return true;
+        }
+        let free = self
+            .learned
+            .get_mut(port.index())
+            .and_then(|learned| learned.addresses.iter_mut().find(|slot| slot.is_none()));
+        free.map(|slot| *slot = Some(address)).is_some()
     }
 }
