@@ -88,7 +88,8 @@ fn unenforced(view: &View) -> Vec<api::Unenforced> {
 }
 
 /// The sum of all ports.
-pub(crate) fn totals(ports: &[api::PortStats]) -> api::Counts {
+#[must_use]
+pub fn totals(ports: &[api::PortStats]) -> api::Counts {
     ports.iter().fold(api::Counts::default(), |sum, port| sum.plus(&port.counts))
 }
 

@@ -379,8 +379,7 @@ mod tests {
         let mut tally = Tally::default();
         tally.add(Counter::Received, 3);
         tally.add_drop("route.none", 2);
-        let identity =
-            Identity::Nic { tenant: "acme".into(), vm: "web1".into(), nic: 0, generation: 1 };
+        let identity = Identity::Nic { tenant: "acme".into(), vm: "web1".into(), nic: 0, generation: 1 };
         let port = PortStats {
             port: PortName::from(&identity),
             state: State::Up,

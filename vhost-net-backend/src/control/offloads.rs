@@ -1,6 +1,6 @@
 //! What is done to a frame on its way from one port to another: the answer follows from what both negotiated.
 
-use router::OffloadCaps;
+use router::offload::{Checksum, Gso, GsoKind, Offload, OffloadCaps, Passage};
 
 use super::answers::{self, PortView};
 use super::api::{Offloads, Pair, Treatment};
@@ -25,16 +25,14 @@ pub(super) fn offloads(view: &View, tenant: Option<&str>) -> Offloads {
         // Without an enabled ring or device there is no answer yet: nothing was negotiated for good.
         let members: Vec<_> =
             ports.iter().filter(ours).filter(|p| p.state() == super::api::State::Up).collect();
+        let is_uplink = |port: &PortView| matches!(port.identity, Identity::Uplink(_));
         for from in &members {
-            for to in members.iter().filter(|to| to.id != from.id) {
-                let between_uplinks = matches!(
-                    (&from.identity, &to.identity),
-                    (Identity::Uplink(_), Identity::Uplink(_))
-                );
-                match between_uplinks {
-                    true => {}
-                    false if found.pairs.len() < PAIR_LIMIT => found.pairs.push(pair(from, to)),
-                    false => found.left_out += 1,
+            let others = members.iter().filter(|to| to.id != from.id && !(is_uplink(from) && is_uplink(to)));
+            for to in others {
+                if found.pairs.len() < PAIR_LIMIT {
+                    found.pairs.push(pair(from, to));
+                } else {
+                    found.left_out += 1;
                 }
             }
         }
@@ -45,18 +43,29 @@ pub(super) fn offloads(view: &View, tenant: Option<&str>) -> Offloads {
 fn pair(from: &PortView, to: &PortView) -> Pair {
     let sent = from.status.negotiated.features;
     let caps = OffloadCaps::from_features(to.status.negotiated.features);
-    let sends = |feature| features::has(sent, feature);
-    let treat = |sends: bool, takes: bool, otherwise: Treatment| match (sends, takes) {
-        (false, _) => Treatment::None,
-        (true, true) => Treatment::Whole,
-        (true, false) => otherwise,
+    let treat = |feature, gso: Option<GsoKind>| {
+        if features::has(sent, feature) { treatment(sample(gso).passage(caps)) } else { Treatment::None }
     };
     Pair {
         from: from.identity.to_string(),
         to: to.identity.to_string(),
-        checksum: treat(sends("CSUM"), caps.csum, Treatment::Checksum),
-        tso4: treat(sends("HOST_TSO4"), caps.tso4, Treatment::Segment),
-        tso6: treat(sends("HOST_TSO6"), caps.tso6, Treatment::Segment),
-        uso: treat(sends("HOST_USO"), caps.uso, Treatment::Segment),
+        checksum: treat("CSUM", None),
+        tso4: treat("HOST_TSO4", Some(GsoKind::Tcp4)),
+        tso6: treat("HOST_TSO6", Some(GsoKind::Tcp6)),
+        uso: treat("HOST_USO", Some(GsoKind::Udp)),
+    }
+}
+
+/// A frame of that kind; the numbers do not matter to the decision.
+fn sample(gso: Option<GsoKind>) -> Offload {
+    let csum = Some(Checksum { start: 34, offset: 16 });
+    Offload { csum, gso: gso.map(|kind| Gso { kind, size: 1448, ecn: false, header_len: 66 }) }
+}
+
+fn treatment(passage: Passage) -> Treatment {
+    match passage {
+        Passage::Whole => Treatment::Whole,
+        Passage::Checksum => Treatment::Checksum,
+        Passage::Segment => Treatment::Segment,
     }
 }
