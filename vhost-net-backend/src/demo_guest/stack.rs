@@ -33,8 +33,8 @@ pub struct Host {
 }
 
 impl Host {
-    /// The guest that the first NIC of `tenant/vm` describes: its first IPv4 and IPv6 address, its link-local one, and
-    /// the gateways of its network.
+    /// The guest that the first NIC of `tenant/vm` describes: its addresses, its link-local one if it has IPv6, and the
+    /// gateways of its network.
     #[must_use]
     pub fn of(topology: &Topology, tenant: &str, vm: &str) -> Option<Self> {
         let tenant = topology.tenants.iter().find(|t| t.name == tenant)?;
@@ -48,10 +48,11 @@ impl Host {
             let len = subnets().find(|s| s.contains(&address))?.prefix_len();
             IpNet::new(address, len).ok()
         };
-        let v4 = nic.addresses4.first().and_then(|a| in_subnet(IpAddr::from(*a)));
-        let v6 = nic.addresses6.first().and_then(|a| in_subnet(IpAddr::from(*a)));
+        let v4 = nic.addresses4.iter().copied().map(IpAddr::from);
+        let routed = v4.chain(nic.addresses6.iter().copied().map(IpAddr::from)).filter_map(in_subnet);
         let local = IpNet::new(IpAddr::from(nic.mac.link_local()), 64).ok();
-        let addresses: Vec<_> = v4.into_iter().chain(v6).chain(local.filter(|_| v6.is_some())).collect();
+        let local = local.filter(|_| !nic.addresses6.is_empty());
+        let addresses = routed.chain(local).collect();
         let first = |v6: bool| network.gateways.iter().copied().find(|g| g.is_ipv6() == v6);
         Some(Self {
             mac: nic.mac,
