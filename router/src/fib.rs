@@ -172,3 +172,77 @@ impl Hasher for CheapHasher {
         // The length in front of an array: the same for every key.
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Few bits vary, so that prefixes nest and addresses meet them.
+    fn net() -> impl Strategy<Value = IpNet> {
+        let v4 = (0u32..0x40, 24u8..=32).prop_map(|(low, len)| {
+            IpNet::V4(Ipv4Net::new(Ipv4Addr::from_bits(0x0a00_0000 | low << 2), len).unwrap().trunc())
+        });
+        let v6 = (0u128..0x40, prop::sample::select(vec![0u8, 48, 122, 124, 126, 127, 128])).prop_map(
+            |(low, len)| {
+                IpNet::V6(Ipv6Net::new(Ipv6Addr::from_bits((0x2001_0db8 << 96) | low), len).unwrap().trunc())
+            },
+        );
+        prop_oneof![v4, v6]
+    }
+
+    fn route(rule: usize) -> Route {
+        Route { hop: Hop::Own, rule: RuleId(u32::try_from(rule).unwrap()) }
+    }
+
+    proptest! {
+        #[test]
+        fn finds_what_a_linear_scan_finds(
+            nets in prop::collection::vec(net(), 0..40),
+            hosts in prop::collection::vec(net(), 0..10),
+            asked in prop::collection::vec(net(), 1..40),
+        ) {
+            let mut fib = Fib::default();
+            for (index, net) in nets.iter().enumerate() {
+                fib.add_prefix(*net, route(index));
+            }
+            for (index, host) in hosts.iter().enumerate() {
+                fib.add_host(host.addr(), route(1000 + index));
+            }
+            for address in asked.iter().map(IpNet::addr) {
+                let host = hosts.iter().position(|host| host.addr() == address).map(|index| route(1000 + index));
+                // The first of equals was added first, and stays.
+                let scan = nets.iter().enumerate().rev().filter(|(_, net)| net.contains(&address));
+                let longest = scan.max_by_key(|(_, net)| net.prefix_len()).map(|(index, _)| route(index));
+                prop_assert_eq!(fib.lookup(address), host.or(longest), "{}", address);
+                prop_assert_eq!(fib.lookup_with_prefix(address).map(|(_, route)| route), host.or(longest));
+                if let Some((prefix, found)) = fib.lookup_with_prefix(address) {
+                    prop_assert!(prefix.contains(&address));
+                    prop_assert!(fib.iter().any(|entry| entry == (prefix, found)));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn neighbouring_addresses_spread_over_the_buckets() {
+        let buckets = |keys: &mut dyn Iterator<Item = u64>| {
+            let mut used: Vec<_> = keys.map(|hash| hash & 0xff).collect();
+            used.sort_unstable();
+            used.dedup();
+            used.len()
+        };
+        let hash = |key: &dyn Fn(&mut CheapHasher)| {
+            let mut hasher = CheapHasher::default();
+            key(&mut hasher);
+            hasher.finish()
+        };
+        use std::hash::Hash;
+        let v4 = &mut (0..256).map(|i| hash(&|h| Ipv4Addr::from_bits(0x0a00_0000 + i * 256).hash(h)));
+        let v6 =
+            &mut (0..256).map(|i| hash(&|h| Ipv6Addr::from_bits((0x2001_0db8 << 96) + (i << 64)).hash(h)));
+        assert!(buckets(v4) > 128);
+        assert!(buckets(v6) > 128);
+    }
+}

@@ -4,35 +4,36 @@ use std::net::IpAddr;
 
 use topology::Mac;
 
+use crate::bytes::{array, read16, write, write16};
+use crate::checksum::update16;
 use crate::headers::Headers;
 use crate::parse::{Ip, macs};
-use crate::wire::{adjust, be16_at, bytes_at, put};
 
 /// The TTL that the router's own packets start with (RFC 1700).
 const OWN_TTL: u8 = 64;
 
 /// Sends a packet on: new MACs, and one hop less to live.
 pub(crate) fn forward_to(head: &mut Headers, ip: &Ip, to: Mac, from: Mac) {
-    put(&mut head.bytes, 0, to.0);
-    put(&mut head.bytes, 6, from.0);
+    write(&mut head.bytes, 0, &to.0);
+    write(&mut head.bytes, 6, &from.0);
     set_ttl(head, ip, ip.ttl.saturating_sub(1));
 }
 
 /// Turns an echo request into its reply, checksums included (RFC 792, RFC 4443 section 4.2).
 pub(crate) fn turn_echo_round(head: &mut Headers, ip: &Ip, router: Mac) {
     let (_, guest) = macs(head);
-    put(&mut head.bytes, 0, guest.0);
-    put(&mut head.bytes, 6, router.0);
+    write(&mut head.bytes, 0, &guest.0);
+    write(&mut head.bytes, 6, &router.0);
     let l3 = usize::from(head.l3);
     let reply_type = match (ip.source, ip.destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            put(&mut head.bytes, l3 + 12, destination.octets());
-            put(&mut head.bytes, l3 + 16, source.octets());
+            write(&mut head.bytes, l3 + 12, &destination.octets());
+            write(&mut head.bytes, l3 + 16, &source.octets());
             0
         }
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
-            put(&mut head.bytes, l3 + 8, destination.octets());
-            put(&mut head.bytes, l3 + 24, source.octets());
+            write(&mut head.bytes, l3 + 8, &destination.octets());
+            write(&mut head.bytes, l3 + 24, &source.octets());
             129
         }
         // The parser gives both the same family.
@@ -40,8 +41,8 @@ pub(crate) fn turn_echo_round(head: &mut Headers, ip: &Ip, router: Mac) {
     };
     set_ttl(head, ip, OWN_TTL);
     let l4 = usize::from(head.l4);
-    let [old, code] = bytes_at(&head.bytes, l4).unwrap_or_default();
-    put(&mut head.bytes, l4, [reply_type]);
+    let [old, code] = array(&head.bytes, l4).unwrap_or_default();
+    write(&mut head.bytes, l4, &[reply_type]);
     // A sum that is yet to be completed will cover the new type by itself.
     if head.offload.csum.is_none_or(|csum| csum.start != head.l4) {
         let before = u16::from_be_bytes([old, code]);
@@ -53,15 +54,15 @@ pub(crate) fn turn_echo_round(head: &mut Headers, ip: &Ip, router: Mac) {
 fn set_ttl(head: &mut Headers, ip: &Ip, ttl: u8) {
     let l3 = usize::from(head.l3);
     if ip.source.is_ipv6() {
-        put(&mut head.bytes, l3 + 7, [ttl]);
+        write(&mut head.bytes, l3 + 7, &[ttl]);
         return;
     }
-    let [old, protocol] = bytes_at(&head.bytes, l3 + 8).unwrap_or_default();
-    put(&mut head.bytes, l3 + 8, [ttl]);
+    let [old, protocol] = array(&head.bytes, l3 + 8).unwrap_or_default();
+    write(&mut head.bytes, l3 + 8, &[ttl]);
     adjust_at(head, l3 + 10, u16::from_be_bytes([old, protocol]), u16::from_be_bytes([ttl, protocol]));
 }
 
 fn adjust_at(head: &mut Headers, at: usize, old: u16, new: u16) {
-    let checksum = be16_at(&head.bytes, at).unwrap_or_default();
-    put(&mut head.bytes, at, adjust(checksum, old, new).to_be_bytes());
+    let checksum = read16(&head.bytes, at).unwrap_or_default();
+    write16(&mut head.bytes, at, update16(checksum, old, new));
 }

@@ -127,3 +127,6 @@ fn finish_tcp(segment: &mut [u8], l4: usize, place: Position) -> Option<()> {
     }
     Some(())
 }
+
+#[cfg(test)]
+mod tests;

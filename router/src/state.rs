@@ -72,3 +72,26 @@ impl WorkerState {
         free.map(|slot| *slot = Some(address)).is_some()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{DB, WEB, ip, snapshot, topology};
+
+    #[test]
+    fn learns_two_and_keeps_them_by_name() {
+        let snapshot = snapshot();
+        let mut state = WorkerState::new(&snapshot);
+        let [a, b, c] = ["fe80::a", "fe80::b", "fe80::c"].map(ip::<Ipv6Addr>);
+        assert!(state.learn(DB, a) && state.learn(DB, b) && state.learn(DB, a));
+        assert!(!state.learn(DB, c) && !state.knows(DB, c) && !state.knows(WEB, a));
+        // The VM in front of it goes: db is now the first port.
+        let mut smaller = topology();
+        smaller.tenants[0].vms.remove(0);
+        smaller.tenants[0].routes.clear();
+        state.adopt(&Snapshot::build(&smaller, &[]));
+        assert!(state.knows(WEB, a) && state.knows(WEB, b) && !state.knows(DB, a));
+        state.forget(WEB);
+        assert!(!state.knows(WEB, a) && state.learn(WEB, c));
+    }
+}

@@ -8,6 +8,7 @@ use topology::{
     Mac, Network, Nic, Place, Poll, Route, Router, Spec, Tenant, Topology, Uplink, UplinkKind, Via, Vm,
 };
 
+use crate::checksum::{ones_complement_sum, pseudo_header6};
 use crate::headers::Headers;
 use crate::ids::PortId;
 use crate::snapshot::Snapshot;
@@ -15,7 +16,6 @@ use crate::state::WorkerState;
 use crate::trace::NoTrace;
 use crate::verdict::Verdict;
 use crate::vnet::VnetHeader;
-use crate::wire::sum;
 
 pub(crate) const ROUTER: Mac = Mac::ROUTER_DEFAULT;
 pub(crate) const KERNEL: Mac = Mac([2, 0, 0, 0, 0xee, 1]);
@@ -244,8 +244,8 @@ pub(crate) fn icmp6(from: Mac, source: &str, destination: &str, hop_limit: u8, m
     frame.extend(s.octets());
     frame.extend(d.octets());
     frame.extend(message);
-    let pseudo = sum(58 + u32::try_from(message.len()).unwrap(), &[s.octets(), d.octets()].concat());
-    let checksum = !sum(u32::from(pseudo), message);
+    let pseudo = pseudo_header6(s, d, 58, u16::try_from(message.len()).unwrap());
+    let checksum = !ones_complement_sum(message, pseudo);
     frame[56..58].copy_from_slice(&checksum.to_be_bytes());
     frame
 }
@@ -265,6 +265,6 @@ pub(crate) fn neighbour(kind: u8, target: &str, option: Option<(u8, Mac)>) -> Ve
 pub(crate) fn fix_ipv4(frame: &mut [u8]) {
     let len = usize::from(frame[14] & 0x0f) * 4;
     frame[24..26].fill(0);
-    let checksum = !sum(0, &frame[14..14 + len]);
+    let checksum = !ones_complement_sum(&frame[14..14 + len], 0);
     frame[24..26].copy_from_slice(&checksum.to_be_bytes());
 }

@@ -51,28 +51,45 @@ pub(crate) fn decode(source: &Source) -> Decoded {
     out
 }
 
+/// serde's and the parser's "message, expected this" as a problem with a hint.
 fn problem(source: &Source, error: &toml::de::Error) -> Problem {
     let message = error.message().trim_end().replace('\n', ", ");
     let span = error.span().unwrap_or(0..0);
-    match unknown(&message) {
-        Some((short, help)) => Problem::new(source, span, short, help),
-        None => Problem::new(source, span, message, None),
-    }
+    let (message, help) = unknown(&message)
+        .or_else(|| wrong(&message))
+        .unwrap_or_else(|| (message.clone(), "the file is TOML: https://toml.io has its rules".to_owned()));
+    Problem::new(source, span, message, help)
 }
 
-/// serde's "unknown field `a`, expected one of `b`, `c`" as a short message and a hint.
-fn unknown(message: &str) -> Option<(String, Option<String>)> {
+/// "unknown field `a`, expected one of `b`, `c`".
+fn unknown(message: &str) -> Option<(String, String)> {
     let (kind, rest) = [("key", "unknown field `"), ("value", "unknown variant `")]
         .into_iter()
         .find_map(|(kind, prefix)| Some((kind, message.strip_prefix(prefix)?)))?;
-    let (word, expected) =
-        rest.rsplit_once("`, expected ").or_else(|| rest.rsplit_once("`, there are no"))?;
+    let (word, expected) = rest.rsplit_once("`, expected ")?;
     let choices = || expected.split('`').skip(1).step_by(2);
     let help = match nearest(word, choices()) {
-        Some(near) => Some(format!("did you mean `{near}`?")),
-        None => choices().next().map(|_| format!("expected {}", listing(choices()))),
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("expected {}", listing(choices())),
     };
-    Some((format!("unknown {kind} `{word}`"), help))
+    Some((format!("unknown {kind} {word:?}"), help))
+}
+
+/// "invalid type: integer `5`, expected a string".
+fn wrong(message: &str) -> Option<(String, String)> {
+    // What the toml crate says of an enum, which could be a table elsewhere; ours are all strings.
+    if message.starts_with("wanted ") {
+        return Some(("invalid type".to_owned(), "expected a string, in quotes".to_owned()));
+    }
+    let (message, expected) = message.rsplit_once(", expected ")?;
+    let expected = match expected {
+        "u32" | "u64" => "a whole number that is not negative",
+        "a string" => "a string, in quotes",
+        "a boolean" => "true or false",
+        "a sequence" => "a list in brackets",
+        other => other,
+    };
+    Some((message.to_owned(), format!("expected {expected}")))
 }
 
 /// Takes the entry out whose key, value or array element was read from `bad`. Returns the span of its table.

@@ -121,7 +121,6 @@ fn not_utf8(name: &str, bytes: &[u8], at: usize) -> Problems {
     // What is quoted up to that place is the same in both texts.
     let source = Source::new(name, &String::from_utf8_lossy(bytes));
     let span = at..at + char::REPLACEMENT_CHARACTER.len_utf8();
-    let problem =
-        Problem::new(&source, span, "not UTF-8".to_owned(), Some("save the file as UTF-8".to_owned()));
+    let problem = Problem::new(&source, span, "not UTF-8".to_owned(), "save the file as UTF-8".to_owned());
     Problems::new(source, vec![problem])
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fmt::Write as _;
 
-use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
+use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet, normalize_untrusted_str};
 
 use crate::at::Span;
 use crate::place::Place;
@@ -28,8 +28,10 @@ pub struct Problem {
 }
 
 impl Problem {
-    pub(crate) fn new(source: &Source, span: Span, message: String, help: Option<String>) -> Self {
-        Self { place: source.place(&span), message, help, span }
+    pub(crate) fn new(source: &Source, span: Span, message: String, help: String) -> Self {
+        // Both may quote the file, which must not speak to the operator's terminal.
+        let (message, help) = (normalize_untrusted_str(&message), normalize_untrusted_str(&help));
+        Self { place: source.place(&span), message, help: Some(help), span }
     }
 }
 
@@ -64,9 +66,8 @@ impl Problems {
             out.push_str("\n\n");
         }
         let count = self.items.len();
-        let name = self.source.name();
         let plural = if count == 1 { "" } else { "s" };
-        let end = format!("{}: {count} problem{plural}", annotate_snippets::normalize_untrusted_str(name));
+        let end = format!("{}: {count} problem{plural}", self.source.name());
         let more = count.saturating_sub(SHOWN);
         let tail = if more > 0 { format!("{end} (and {more} more that are not shown)") } else { end };
         out.push_str(&renderer.render(&[Group::with_title(Level::ERROR.primary_title(tail))]));
@@ -112,7 +113,7 @@ impl std::error::Error for Problems {}
 
 /// The candidate that `word` was most likely meant to be.
 pub(crate) fn nearest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
-    let limit = (word.chars().count() / 3).max(1);
+    let limit = (word.chars().count() + 1) / 3;
     let measured = candidates.into_iter().map(|candidate| (distance(word, candidate), candidate));
     measured.filter(|&(far, _)| far <= limit).min_by_key(|&(far, _)| far).map(|(_, candidate)| candidate)
 }

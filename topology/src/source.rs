@@ -30,7 +30,8 @@ impl Source {
                 Some(here)
             })
             .collect();
-        Self { name: name.to_owned(), text: text.to_owned(), lines, chars }
+        let name = annotate_snippets::normalize_untrusted_str(name);
+        Self { name, text: text.to_owned(), lines, chars }
     }
 
     pub(crate) fn name(&self) -> &str {

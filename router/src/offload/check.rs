@@ -144,3 +144,171 @@ fn size_is_sane(gso: Gso, l3: u16, payload: u32) -> bool {
     let packet = u32::from(gso.header_len.saturating_sub(l3)) + u32::from(gso.size);
     gso.size >= least && packet <= u32::from(u16::MAX) && payload.div_ceil(u32::from(gso.size)) <= most
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::samples::Sample;
+
+    const BAD: Result<Offload, DropReason> = Err(DropReason::VnetMalformed);
+
+    fn tcp(v6: bool) -> Sample {
+        Sample { v6, payload: vec![7; 4000], ..Sample::default() }
+    }
+
+    fn udp(v6: bool) -> Sample {
+        Sample { udp: true, ..tcp(v6) }
+    }
+
+    fn wanted(start: u16, offset: u16, gso: Option<Gso>) -> Result<Offload, DropReason> {
+        Ok(Offload { csum: Some(Checksum { start, offset }), gso })
+    }
+
+    #[test]
+    fn good_headers_are_understood() {
+        let gso = |kind, ecn, header_len| Some(Gso { kind, size: 1000, ecn, header_len });
+        let with_options = Sample { tcp_options: vec![1; 12], ip_options: vec![1; 8], ..tcp(false) };
+        let table = [
+            (tcp(false).head(0), wanted(34, 16, None)),
+            (tcp(false).head(1000), wanted(34, 16, gso(GsoKind::Tcp4, false, 54))),
+            (with_options.head(1000), wanted(42, 16, gso(GsoKind::Tcp4, false, 74))),
+            (tcp(true).head(1000), wanted(54, 16, gso(GsoKind::Tcp6, false, 74))),
+            (
+                Sample { extension: true, ..tcp(true) }.head(1000),
+                wanted(62, 16, gso(GsoKind::Tcp6, false, 82)),
+            ),
+            (udp(false).head(1000), wanted(34, 6, gso(GsoKind::Udp, false, 42))),
+            (udp(true).head(1000), wanted(54, 6, gso(GsoKind::Udp, false, 62))),
+            (tcp(false).head(4000), wanted(34, 16, None)), // one segment is no segmentation
+            (
+                tcp(false).head(3999),
+                wanted(34, 16, Some(Gso { kind: GsoKind::Tcp4, size: 3999, ecn: false, header_len: 54 })),
+            ),
+        ];
+        for (head, wanted) in table {
+            assert_eq!(check(&head), wanted, "{:?}", head.vnet);
+        }
+        let mut head = tcp(true).head(1000);
+        head.vnet.gso_type |= GSO_ECN;
+        assert_eq!(check(&head), wanted(54, 16, gso(GsoKind::Tcp6, true, 74)));
+        head = tcp(false).head(0);
+        head.vnet.flags = 2; // DATA_VALID, forged
+        head.vnet.hdr_len = u16::MAX;
+        head.vnet.csum_start = u16::MAX;
+        assert_eq!(check(&head), Ok(Offload::NONE));
+    }
+
+    #[test]
+    fn a_tunnel_may_ask_for_an_inner_checksum() {
+        let mut head = udp(false).head(0);
+        (head.vnet.csum_start, head.vnet.csum_offset) = (92, 16);
+        assert_eq!(check(&head), wanted(92, 16, None));
+        head.vnet.gso_type = GSO_TCPV4; // but not for segmentation inside it
+        head.vnet.gso_size = 1000;
+        assert_eq!(check(&head), BAD);
+    }
+
+    #[test]
+    fn impossible_headers_are_refused() {
+        type Spoil = fn(&mut Headers);
+        let table: [(&str, Sample, Spoil); 29] = [
+            ("size 0", tcp(false), |h| h.vnet.gso_size = 0),
+            ("size 1", tcp(false), |h| h.vnet.gso_size = 1),
+            ("size 7", tcp(false), |h| h.vnet.gso_size = 7),
+            ("size 65535", tcp(false), |h| h.vnet.gso_size = 65535),
+            ("segments beyond 65,535", tcp(false), |h| h.vnet.gso_size = 65496),
+            ("UDP size 0", udp(false), |h| h.vnet.gso_size = 0),
+            ("UDP segments", udp(false), |h| h.vnet.gso_size = 31),
+            ("checksum over the end", tcp(false), |h| h.vnet.csum_start = 4054 - 17),
+            ("start beyond the end", tcp(false), |h| h.vnet.csum_start = 4055),
+            ("offset beyond the end", tcp(false), |h| h.vnet.csum_offset = u16::MAX),
+            ("start in the IP header", tcp(false), |h| h.vnet.csum_start = 33),
+            ("start 0", tcp(false), |h| h.vnet.csum_start = 0),
+            ("start in an extension header", Sample { extension: true, ..tcp(true) }, |h| {
+                h.vnet.csum_start = 54
+            }),
+            ("type 2", tcp(false), |h| h.vnet.gso_type = 2),
+            ("UFO", udp(false), |h| h.vnet.gso_type = 3),
+            ("a tunnel type", tcp(false), |h| h.vnet.gso_type = 0x21),
+            ("ECN alone", tcp(false), |h| h.vnet.gso_type = 0x80),
+            ("ECN with UDP", udp(false), |h| h.vnet.gso_type = 0x85),
+            ("no NEEDS_CSUM", tcp(false), |h| h.vnet.flags = 0),
+            ("only DATA_VALID", tcp(false), |h| h.vnet.flags = 2),
+            ("TCPv4 over IPv6", tcp(true), |h| h.vnet.gso_type = 1),
+            ("TCPv6 over IPv4", tcp(false), |h| h.vnet.gso_type = 4),
+            ("TCPv4 over UDP", udp(false), |h| h.vnet.gso_type = 1),
+            ("USO over TCP", tcp(true), |h| h.vnet.gso_type = 5),
+            ("TCP offset in UDP", udp(false), |h| h.vnet.csum_offset = 16),
+            ("a first fragment", tcp(false), |h| h.bytes[20] = 0x20),
+            ("a later fragment", tcp(false), |h| h.bytes[21] = 1),
+            ("data offset 4", tcp(false), |h| h.bytes[46] = 0x40),
+            ("UDP length", udp(false), |h| h.bytes[39] ^= 1),
+        ];
+        for (what, sample, spoil) in table {
+            let mut head = sample.head(1000);
+            assert!(check(&head).is_ok(), "{what}: the sample itself");
+            spoil(&mut head);
+            assert_eq!(check(&head), BAD, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_checksum_lies_behind_the_ip_headers_and_in_the_frame() {
+        let extended = Sample { extension: true, ..tcp(true) };
+        let table = [
+            (tcp(false), 34, 0, true),
+            (tcp(false), 33, 17, false),
+            (tcp(false), 24, 16, false),
+            (tcp(false), 0, 50, false),
+            (extended.clone(), 62, 16, true),
+            (extended, 54, 24, false),
+            (tcp(false), 4036, 16, true), // the last two bytes of 4,054
+            (tcp(false), 4037, 16, false),
+            (tcp(false), 4054, 0, false),
+            (tcp(false), u16::MAX, u16::MAX, false),
+        ];
+        for (sample, start, offset, legal) in table {
+            let mut head = sample.head(0);
+            (head.vnet.csum_start, head.vnet.csum_offset) = (start, offset);
+            assert_eq!(
+                check(&head),
+                if legal { wanted(start, offset, None) } else { BAD },
+                "{start} + {offset}"
+            );
+        }
+    }
+
+    #[test]
+    fn frames_that_are_not_ip_have_no_checksum_to_complete() {
+        let mut head = tcp(false).head(0);
+        head.bytes[12..14].copy_from_slice(&[0x08, 0x06]);
+        assert_eq!(check(&head), BAD);
+    }
+
+    #[test]
+    fn an_ipv6_fragment_is_not_segmented() {
+        let mut head = Sample { extension: true, ..tcp(true) }.head(1000);
+        head.bytes[20] = extension::FRAGMENT;
+        assert_eq!(check(&head), BAD);
+    }
+
+    #[test]
+    fn headers_end_in_the_frame_and_in_the_snapshot() {
+        let small = Sample { payload: Vec::new(), ..Sample::default() };
+        let mut head = small.head(1000);
+        head.bytes[46] = 0xf0;
+        assert_eq!(check(&head), BAD, "a data offset beyond the frame");
+        let mut head = tcp(false).head(1000);
+        head.len = 53;
+        assert_eq!(check(&head), Err(DropReason::HeadersTooLong));
+        head.len = 40;
+        assert_eq!(check(&head), Err(DropReason::HeadersTooLong));
+    }
+
+    #[test]
+    fn at_most_2048_tcp_segments() {
+        let sample = |len| Sample { payload: vec![7; len], ..Sample::default() };
+        assert!(check(&sample(2048 * 20).head(20)).is_ok());
+        assert_eq!(check(&sample(2048 * 20 + 1).head(20)), BAD);
+    }
+}

@@ -5,9 +5,9 @@ use std::net::Ipv4Addr;
 use topology::Mac;
 
 use super::{Arp, ETHER_LEN, Packet, trim};
+use crate::bytes::array;
 use crate::drop_reason::DropReason;
 use crate::headers::Headers;
-use crate::wire::bytes_at;
 
 /// Bytes of an ARP packet with 6-byte and 4-byte addresses.
 const LEN: usize = 28;
@@ -15,7 +15,7 @@ const LEN: usize = 28;
 const FORMAT: [u8; 6] = [0, 1, 8, 0, 6, 4];
 
 pub(super) fn parse(head: &mut Headers) -> Result<Packet, DropReason> {
-    let packet: [u8; LEN] = bytes_at(head.as_bytes(), ETHER_LEN).ok_or(DropReason::ArpMalformed)?;
+    let packet: [u8; LEN] = array(head.as_bytes(), ETHER_LEN).ok_or(DropReason::ArpMalformed)?;
     let [f0, f1, f2, f3, f4, f5, 0, operation, m0, m1, m2, m3, m4, m5, s0, s1, s2, s3, rest @ ..] = packet
     else {
         return Err(DropReason::ArpMalformed);

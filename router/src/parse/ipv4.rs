@@ -3,9 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::{ETHER_LEN, Fragment, Ip, Packet, note_layer4, trim};
+use crate::bytes::array;
+use crate::checksum::ones_complement_sum;
 use crate::drop_reason::DropReason;
 use crate::headers::Headers;
-use crate::wire::{bytes_at, sum};
 
 /// Bytes of a header without options.
 const MIN_LEN: usize = 20;
@@ -20,7 +21,7 @@ const LSRR: u8 = 131;
 const SSRR: u8 = 137;
 
 pub(super) fn parse(head: &mut Headers) -> Result<Packet, DropReason> {
-    let fixed: [u8; MIN_LEN] = bytes_at(head.as_bytes(), ETHER_LEN).ok_or(DropReason::Ipv4Malformed)?;
+    let fixed: [u8; MIN_LEN] = array(head.as_bytes(), ETHER_LEN).ok_or(DropReason::Ipv4Malformed)?;
     let [version_len, _, t0, t1, _, _, f0, f1, ttl, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] = fixed;
     let header_len = usize::from(version_len & 0x0f) * 4;
     let total = u16::from_be_bytes([t0, t1]);
@@ -33,7 +34,7 @@ pub(super) fn parse(head: &mut Headers) -> Result<Packet, DropReason> {
     }
     trim(head, u32::from(total));
     let header = head.as_bytes().get(ETHER_LEN..ETHER_LEN + header_len).ok_or(DropReason::Ipv4Malformed)?;
-    if sum(0, header) != 0xffff {
+    if ones_complement_sum(header, 0) != 0xffff {
         return Err(DropReason::Ipv4Checksum);
     }
     check_options(header.get(MIN_LEN..).unwrap_or_default())?;

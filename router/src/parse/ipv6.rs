@@ -3,9 +3,9 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::{ETHER_LEN, Fragment, ICMPV6, Ip, Packet, is_cut, nd, note_layer4, trim};
+use crate::bytes::{array, read8, read16};
 use crate::drop_reason::DropReason;
 use crate::headers::Headers;
-use crate::wire::{be16_at, bytes_at};
 
 /// Bytes of the fixed header.
 const HEADER_LEN: usize = 40;
@@ -19,7 +19,7 @@ const DESTINATION_OPTIONS: u8 = 60;
 const JUMBO_PAYLOAD: u8 = 0xc2;
 
 pub(super) fn parse(head: &mut Headers) -> Result<Packet, DropReason> {
-    let fixed: [u8; HEADER_LEN] = bytes_at(head.as_bytes(), ETHER_LEN).ok_or(DropReason::Ipv6Malformed)?;
+    let fixed: [u8; HEADER_LEN] = array(head.as_bytes(), ETHER_LEN).ok_or(DropReason::Ipv6Malformed)?;
     let [version, _, _, _, p0, p1, next, ttl, ..] = fixed;
     let total = u32::from(u16::from_be_bytes([p0, p1])) + 40;
     if version >> 4 != 6 || total + 14 > head.frame_len {
@@ -29,15 +29,15 @@ pub(super) fn parse(head: &mut Headers) -> Result<Packet, DropReason> {
     let chain = walk(head, next)?;
     note_layer4(head, chain.l4, chain.protocol, chain.fragment)?;
     let ip = Ip {
-        source: IpAddr::V6(Ipv6Addr::from(bytes_at::<16>(&fixed, 8).unwrap_or_default())),
-        destination: IpAddr::V6(Ipv6Addr::from(bytes_at::<16>(&fixed, 24).unwrap_or_default())),
+        source: IpAddr::V6(Ipv6Addr::from(array::<16>(&fixed, 8).unwrap_or_default())),
+        destination: IpAddr::V6(Ipv6Addr::from(array::<16>(&fixed, 24).unwrap_or_default())),
         ttl,
         fragment: chain.fragment,
         may_cut: false,
     };
     if chain.protocol == ICMPV6
         && chain.fragment != Fragment::Later
-        && let Some([133..=137]) = bytes_at(head.as_bytes(), chain.l4)
+        && let Some(133..=137) = read8(head.as_bytes(), chain.l4)
     {
         return nd::parse(head, &ip).map(|message| Packet::Nd(ip, message));
     }
@@ -61,7 +61,7 @@ fn walk(head: &Headers, mut next: u8) -> Result<Chain, DropReason> {
         if !matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS) {
             return Ok(Chain { protocol: next, l4: at, fragment });
         }
-        let [following, units, kind, _, _, _, _, _] = bytes_at(bytes, at).ok_or(unread)?;
+        let [following, units, kind, _, _, _, _, _] = array(bytes, at).ok_or(unread)?;
         let mut len = (usize::from(units) + 1) * 8;
         match next {
             // RFC 8200, section 4.1: only directly behind the fixed header.
@@ -88,7 +88,7 @@ fn walk(head: &Headers, mut next: u8) -> Result<Chain, DropReason> {
 /// Which piece the fragment header at `at` announces. One that stands for a whole datagram (RFC 6946) counts as a
 /// first piece, so that nothing behind it is answered.
 fn piece(head: &Headers, at: usize) -> Result<Fragment, DropReason> {
-    let offset = be16_at(head.as_bytes(), at + 2).unwrap_or_default() & 0xfff8;
+    let offset = read16(head.as_bytes(), at + 2).unwrap_or_default() & 0xfff8;
     let payload = head.frame_len.saturating_sub(u32::try_from(at + 8).unwrap_or(u32::MAX));
     match offset {
         _ if u32::from(offset) + payload > 65_535 => Err(DropReason::Ipv6Malformed),

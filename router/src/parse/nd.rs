@@ -5,10 +5,11 @@ use std::net::{IpAddr, Ipv6Addr};
 use topology::Mac;
 
 use super::{Fragment, ICMPV6, Ip, Nd, NdKind, is_cut};
+use crate::bytes::array;
+use crate::checksum::{add, ones_complement_sum};
 use crate::drop_reason::DropReason;
 use crate::headers::Headers;
 use crate::vnet::NEEDS_CSUM;
-use crate::wire::{bytes_at, sum};
 
 /// The solicited flag of an advertisement.
 const SOLICITED: u8 = 0x40;
@@ -53,7 +54,7 @@ pub(super) fn parse(head: &Headers, ip: &Ip) -> Result<Nd, DropReason> {
 
 fn target(kind: NdKind, message: &[u8]) -> Ipv6Addr {
     match kind {
-        NdKind::Solicit | NdKind::Advert => Ipv6Addr::from(bytes_at::<16>(message, 8).unwrap_or_default()),
+        NdKind::Solicit | NdKind::Advert => Ipv6Addr::from(array::<16>(message, 8).unwrap_or_default()),
         NdKind::RouterSolicit | NdKind::RouterAdvert | NdKind::Redirect => Ipv6Addr::UNSPECIFIED,
     }
 }
@@ -63,10 +64,10 @@ fn checksum_ok(head: &Headers, message: &[u8]) -> bool {
     if head.vnet.flags & NEEDS_CSUM != 0 && head.vnet.csum_start == head.l4 {
         return true;
     }
-    let addresses: [u8; 32] = bytes_at(head.as_bytes(), usize::from(head.l3) + 8).unwrap_or_default();
-    let len = u32::try_from(message.len()).unwrap_or_default();
-    let pseudo = u32::from(sum(len + u32::from(ICMPV6), &addresses));
-    sum(pseudo, message) == 0xffff
+    let addresses: [u8; 32] = array(head.as_bytes(), usize::from(head.l3) + 8).unwrap_or_default();
+    let len = u16::try_from(message.len()).unwrap_or_default();
+    let pseudo = ones_complement_sum(&addresses, add(len, u16::from(ICMPV6)));
+    ones_complement_sum(message, pseudo) == 0xffff
 }
 
 /// The link-layer address of the options, of either kind (source is 1, target is 2). Two that differ are refused,
@@ -77,7 +78,7 @@ fn link_layer(mut options: &[u8]) -> Result<Option<Mac>, DropReason> {
         let len = usize::from(units) * 8;
         let option = options.get(..len).filter(|option| !option.is_empty()).ok_or(DropReason::NdMalformed)?;
         if matches!(kind, 1 | 2) {
-            let mac = Mac(bytes_at(option, 2).unwrap_or_default());
+            let mac = Mac(array(option, 2).unwrap_or_default());
             if units != 1 || found.is_some_and(|other| other != mac) {
                 return Err(DropReason::NdMalformed);
             }

@@ -67,6 +67,7 @@ impl Cause {
             | DropReason::DestinationMulticast
             | DropReason::RouteHairpin
             | DropReason::RxRingFull
+            | DropReason::RxBufferSmall
             | DropReason::RxBadBuffer
             | DropReason::UplinkBusy
             | DropReason::UplinkError => None,

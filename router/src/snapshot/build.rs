@@ -115,7 +115,7 @@ impl Builder<'_> {
     /// addresses, then VMs; subnets before static routes of the same prefix.
     fn vrf(&mut self, tenant: &Tenant, first_nic: usize) -> Vrf {
         let mut fib = Fib::default();
-        let mut networks = Vec::new();
+        let (mut networks, mut rules) = (Vec::new(), Vec::new());
         for network in &tenant.networks {
             let rule = self.rule(network.at);
             let built = self.network(network);
@@ -125,13 +125,13 @@ impl Builder<'_> {
             for subnet in &built.subnets {
                 fib.add_prefix(*subnet, Route { hop: Hop::Connected, rule });
             }
+            rules.push(rule);
             networks.push(built);
         }
         for (port, nic) in (first_nic..).zip(tenant.vms.iter().flat_map(|vm| &vm.nics)) {
             self.add_hosts(&mut fib, tenant, nic, port);
         }
-        for (network, built) in tenant.networks.iter().zip(&networks) {
-            let rule = self.rule(network.at);
+        for (built, rule) in networks.iter().zip(rules) {
             for address in built.subnets.iter().filter_map(broadcast) {
                 fib.add_host(address, Route { hop: Hop::Broadcast, rule });
             }

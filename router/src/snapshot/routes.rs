@@ -115,3 +115,62 @@ impl Snapshot {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{ip, snapshot};
+
+    #[test]
+    fn routes_name_what_an_operator_knows() {
+        let snapshot = snapshot();
+        let acme = snapshot.tenant("acme").unwrap();
+        let table = [
+            ("10.1.0.1", "10.1.0.1/32", RouteKind::Own, Some("router"), 10),
+            ("fe80::1", "fe80::1/128", RouteKind::Own, Some("router"), 11),
+            ("10.1.0.11", "10.1.0.11/32", RouteKind::Host, Some("acme/web.0"), 20),
+            (
+                "2001:db8:1::5054:ff:fe00:1",
+                "2001:db8:1::5054:ff:fe00:1/128",
+                RouteKind::Host,
+                Some("acme/web.0"),
+                20,
+            ),
+            ("10.1.0.255", "10.1.0.255/32", RouteKind::Broadcast, None, 10),
+            ("10.1.1.9", "10.1.1.0/24", RouteKind::Connected, None, 11),
+            ("10.66.7.8", "10.66.0.0/16", RouteKind::Static, Some("acme/routing.0"), 30),
+            ("192.0.2.1", "0.0.0.0/0", RouteKind::Static, Some("uplink:lab"), 32),
+        ];
+        for (address, to, kind, next_hop, line) in table {
+            let route = snapshot.route(acme, ip(address)).unwrap();
+            let found = (route.to, route.kind, route.next_hop.as_deref(), route.line);
+            assert_eq!(found, (ip(to), kind, next_hop, line), "{address}");
+            assert!(snapshot.routes(acme).contains(&route), "{address}");
+        }
+        let globex = snapshot.tenant("globex").unwrap();
+        assert_eq!(snapshot.route(globex, ip("192.0.2.1")), None);
+        assert_eq!(
+            snapshot.route(globex, ip("10.1.0.11")).unwrap().next_hop.as_deref(),
+            Some("globex/web.0")
+        );
+        assert_eq!(snapshot.tenant("nobody"), None);
+    }
+
+    #[test]
+    fn ports_and_rules_point_at_the_file() {
+        let snapshot = snapshot();
+        let lines =
+            snapshot.ports.iter().map(|port| (port.name.as_str(), snapshot.place(port.rule).unwrap().line));
+        let wanted = [
+            ("acme/web.0", 20),
+            ("acme/db.0", 21),
+            ("acme/routing.0", 22),
+            ("globex/web.0", 23),
+            ("globex/db.0", 24),
+            ("uplink:lab", 40),
+            ("uplink:wan", 41),
+        ];
+        assert_eq!(lines.collect::<Vec<_>>(), wanted);
+        assert_eq!(snapshot.place(RuleId::BUILT_IN), None);
+    }
+}

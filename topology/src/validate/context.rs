@@ -5,7 +5,7 @@ use std::str::FromStr;
 use crate::at::{At, Named, Span};
 use crate::model::Unenforced;
 use crate::place::Place;
-use crate::problem::{Problem, nearest};
+use crate::problem::{Problem, listing, nearest};
 use crate::source::Source;
 use crate::units::Expected;
 
@@ -30,12 +30,9 @@ impl<'f> Context<'f> {
         self.source.place(span)
     }
 
-    pub(crate) fn problem(&mut self, span: Span, message: impl Into<String>) {
-        self.problems.push(Problem::new(self.source, span, message.into(), None));
-    }
-
-    pub(crate) fn problem_help(&mut self, span: Span, message: impl Into<String>, help: impl Into<String>) {
-        self.problems.push(Problem::new(self.source, span, message.into(), Some(help.into())));
+    /// One more problem, and what to do about it.
+    pub(crate) fn problem(&mut self, span: Span, message: impl Into<String>, help: impl Into<String>) {
+        self.problems.push(Problem::new(self.source, span, message.into(), help.into()));
     }
 
     /// Notes something that the file asks for and that is not enforced yet.
@@ -59,7 +56,11 @@ impl<'f> Context<'f> {
         value: Option<&'v V>,
     ) -> Option<&'v V> {
         if value.is_none() && !self.damaged.contains(&table.span()) {
-            self.problem(at, format!("missing key `{key}`"));
+            self.problem(
+                at,
+                format!("missing key `{key}`"),
+                "`vmrouter schema` lists the keys of every table",
+            );
         }
         value
     }
@@ -67,7 +68,7 @@ impl<'f> Context<'f> {
     /// The file says no version, or one that could not be read.
     pub(crate) fn missing_version(&mut self) {
         if !self.damaged.contains(&(0..0)) {
-            self.problem_help(0..0, "missing key `version`", "begin the file with version = 1");
+            self.problem(0..0, "missing key `version`", "begin the file with version = 1");
         }
     }
 
@@ -75,7 +76,7 @@ impl<'f> Context<'f> {
     pub(crate) fn parse<T: FromStr>(&mut self, text: &At<String>, what: &str, expected: &str) -> Option<T> {
         let value = text.parse().ok();
         if value.is_none() {
-            self.problem_help(text.span(), format!("{:?} is not {what}", text.as_str()), expected);
+            self.problem(text.span(), format!("{:?} is not {what}", text.as_str()), expected);
         }
         value
     }
@@ -90,7 +91,7 @@ impl<'f> Context<'f> {
         match parser(text) {
             Ok(value) => Some(value),
             Err(expected) => {
-                self.problem_help(text.span(), format!("{:?} is not {what}", text.as_str()), expected);
+                self.problem(text.span(), format!("{:?} is not {what}", text.as_str()), expected);
                 None
             }
         }
@@ -106,7 +107,11 @@ impl<'f> Context<'f> {
         let (low, high): (u64, u64) = ((*range.start()).into(), (*range.end()).into());
         let number = Some(**value).filter(|number| (low..=high).contains(number));
         if number.is_none() {
-            self.problem(value.span(), format!("{key} {} is outside {low}..={high}", **value));
+            self.problem(
+                value.span(),
+                format!("{key} {} is outside {low}..={high}", **value),
+                format!("{key} is a whole number from {low} to {high}"),
+            );
         }
         number.and_then(|number| T::try_from(number).ok())
     }
@@ -127,11 +132,12 @@ impl<'f> Context<'f> {
         let found = table.position(name);
         if found.is_none() {
             let near = if self.problems.len() < GUESSES { nearest(name, table.names()) } else { None };
-            let message = format!("there is no {what} {name:?}");
-            match near {
-                Some(near) => self.problem_help(span, message, format!("did you mean \"{near}\"?")),
-                None => self.problem(span, message),
-            }
+            let help = match near {
+                Some(near) => format!("did you mean \"{near}\"?"),
+                None if table.is_empty() => format!("the file defines no {what} here"),
+                None => format!("there is {}", listing(table.names())),
+            };
+            self.problem(span, format!("there is no {what} {name:?}"), help);
         }
         found
     }
@@ -139,7 +145,11 @@ impl<'f> Context<'f> {
     /// An absolute path.
     pub(crate) fn path(&mut self, text: &At<String>) -> std::path::PathBuf {
         if !text.starts_with('/') || text.contains('\0') {
-            self.problem(text.span(), format!("{:?} is not an absolute path", text.as_str()));
+            self.problem(
+                text.span(),
+                format!("{:?} is not an absolute path", text.as_str()),
+                "write a path that begins with /",
+            );
         }
         text.as_str().into()
     }

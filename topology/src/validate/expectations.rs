@@ -22,7 +22,11 @@ pub(crate) fn validate(raw: &RawFile, ctx: &mut Context<'_>) {
         let (Some(from), Some(to), Some(expect)) = (from, to, expect) else { continue };
         match outcome(from, &to, raw) {
             Some((known, _)) if known == **expect => {}
-            Some((_, why)) => ctx.problem(expect.span(), format!("this test fails: {why}")),
+            Some((_, why)) => ctx.problem(
+                expect.span(),
+                format!("this test fails: {why}"),
+                "change the test, or what it tests",
+            ),
             None => ctx.unenforced(format!("test[{index}]"), &test.span()),
         }
     }
@@ -31,7 +35,11 @@ pub(crate) fn validate(raw: &RawFile, ctx: &mut Context<'_>) {
 /// `TENANT/VM` or `TENANT/NETWORK`; gives the tenant.
 fn source<'t>(text: &'t At<String>, raw: &RawFile, ctx: &mut Context<'_>) -> Option<&'t str> {
     let Some((tenant, name)) = text.split_once('/') else {
-        ctx.problem(text.span(), format!("{:?} is not TENANT/VM or TENANT/NETWORK", text.as_str()));
+        ctx.problem(
+            text.span(),
+            format!("{:?} is not TENANT/VM or TENANT/NETWORK", text.as_str()),
+            "as \"acme/web1\" or \"acme/web\"",
+        );
         return None;
     };
     let index = ctx.find_at(tenant, text.span(), "tenant", &raw.tenant)?;
@@ -46,7 +54,7 @@ fn source<'t>(text: &'t At<String>, raw: &RawFile, ctx: &mut Context<'_>) -> Opt
 fn destination<'t>(text: &'t At<String>, raw: &RawFile, ctx: &mut Context<'_>) -> Option<Target<'t>> {
     let Some(target) = split(text) else {
         let help = "as \"acme/web1:443/tcp\" or \"acme/web1/icmp\"";
-        ctx.problem_help(text.span(), format!("{:?} is no destination", text.as_str()), help);
+        ctx.problem(text.span(), format!("{:?} is no destination", text.as_str()), help);
         return None;
     };
     let index = ctx.find_at(target.tenant, text.span(), "tenant", &raw.tenant)?;

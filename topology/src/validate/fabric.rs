@@ -12,7 +12,7 @@ pub(crate) fn validate(raw: &RawFabric, ctx: &mut Context<'_>) {
         && ctx.number::<u32>(base, "table_base", 1..=u32::MAX).is_some_and(|base| (253..=255).contains(&base))
     {
         let help = "253 to 255 are the kernel's default, main and local tables";
-        ctx.problem_help(base.span(), format!("table {} is the kernel's own", **base), help);
+        ctx.problem(base.span(), format!("table {} is the kernel's own", **base), help);
     }
     if let Some(base) = &raw.vni_base {
         ctx.number::<u32>(base, "vni_base", 1..=VNI);

@@ -29,11 +29,19 @@ fn flip(entry: &Entry<RawFlip>, tenant: &RawTenant, ctx: &mut Context<'_>) {
         for name in members.iter() {
             ctx.find(name, "VM", &tenant.vm);
             if !seen.insert(name.as_str()) {
-                ctx.problem(name.span(), format!("{:?} is listed twice", name.as_str()));
+                ctx.problem(
+                    name.span(),
+                    format!("{:?} is listed twice", name.as_str()),
+                    "name each member once",
+                );
             }
         }
         if members.len() < 2 {
-            ctx.problem(members.span(), "a channel has two members at least");
+            ctx.problem(
+                members.span(),
+                "a channel has two members at least",
+                "name two VMs of this tenant or more",
+            );
         }
     }
     if let Some(size) = ctx.required(raw, at(), "slot", raw.slot.as_ref()) {
@@ -48,6 +56,6 @@ fn slot(text: &At<String>, ctx: &mut Context<'_>) {
     let Some(bytes) = ctx.unit(text, "a size", units::size) else { return };
     if !bytes.is_power_of_two() || !SLOT.contains(&bytes) {
         let message = format!("slot {:?} is not a power of two from 4K to 1G", text.as_str());
-        ctx.problem_help(text.span(), message, "2M suits huge pages");
+        ctx.problem(text.span(), message, "2M suits huge pages");
     }
 }

@@ -25,7 +25,7 @@ pub(crate) fn validate(
         let uplink = uplink(entry, tenant, uplinks, ctx);
         let proto = ctx.required(entry, entry.span(), "proto", entry.proto.as_ref());
         if let Some(proto) = proto.filter(|proto| matches!(***proto, RawProto::Icmp | RawProto::Any)) {
-            ctx.problem(proto.span(), "only tcp and udp have ports");
+            ctx.problem(proto.span(), "only tcp and udp have ports", "forward tcp or udp");
         }
         let listen = listen(entry, uplink.map(|(_, uplink)| uplink), ctx);
         target(entry, raw, tenant, listen, ctx);
@@ -38,6 +38,7 @@ pub(crate) fn validate(
             ctx.problem(
                 text.span(),
                 format!("{listen} of this uplink is forwarded by tenant {other:?} already"),
+                "an address and port of an uplink leads to one VM",
             );
         }
     }
@@ -54,7 +55,7 @@ fn uplink<'u>(
     let found = own.find(|(_, uplink)| uplink.name == name.as_str());
     if found.is_none() {
         let message = format!("{:?} is no uplink of this tenant", name.as_str());
-        ctx.problem_help(name.span(), message, "name it in the tenant's `uplinks`");
+        ctx.problem(name.span(), message, "name it in the tenant's `uplinks`");
     }
     found
 }
@@ -63,13 +64,17 @@ fn listen(entry: &At<RawForward>, uplink: Option<&Uplink>, ctx: &mut Context<'_>
     let text = ctx.required(entry, entry.span(), "listen", entry.listen.as_ref())?;
     let listen: SocketAddr = ctx.parse(text, "an address with a port", "as \"198.51.100.2:8443\"")?;
     if listen.port() == 0 {
-        ctx.problem(text.span(), "port 0 cannot be listened on");
+        ctx.problem(text.span(), "port 0 cannot be listened on", "choose a port from 1 to 65535");
     }
     let Some(uplink) = uplink else { return Some(listen) };
     // User mode listens on the host's own addresses, which only the host knows.
     let own = uplink.kind == UplinkKind::User || uplink.addresses.iter().any(|net| net.addr() == listen.ip());
     if !own {
-        ctx.problem(text.span(), format!("{} is no address of uplink {:?}", listen.ip(), uplink.name));
+        ctx.problem(
+            text.span(),
+            format!("{} is no address of uplink {:?}", listen.ip(), uplink.name),
+            "listen on one of the uplink's `addresses`",
+        );
     }
     Some(listen)
 }
@@ -85,7 +90,7 @@ fn target(
     let Some(text) = ctx.required(entry, entry.span(), "to", entry.to.as_ref()) else { return };
     let target = text.split_once(':').and_then(|(vm, port)| Some((vm, units::port(port)?)));
     let Some((name, _)) = target else {
-        ctx.problem_help(text.span(), format!("{:?} is not VM:PORT", text.as_str()), "as \"web1:443\"");
+        ctx.problem(text.span(), format!("{:?} is not VM:PORT", text.as_str()), "as \"web1:443\"");
         return;
     };
     let vm = ctx.find_at(name, text.span(), "VM", &raw.vm).and_then(|index| tenant.vms.get(index));
@@ -95,6 +100,10 @@ fn target(
         SocketAddr::V6(_) => !nic.addresses6.is_empty(),
     });
     if !reachable && !vm.nics.is_empty() {
-        ctx.problem(text.span(), format!("VM {name:?} has no address of the family of {listen}"));
+        ctx.problem(
+            text.span(),
+            format!("VM {name:?} has no address of the family of {listen}"),
+            "give a NIC of that VM an address of this family, or listen on the other",
+        );
     }
 }

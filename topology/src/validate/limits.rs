@@ -18,7 +18,11 @@ pub(crate) const ADDRESSES: usize = 64;
 /// Reports the first entry that is too many.
 pub(crate) fn entries<T>(table: &Named<T>, what: &str, limit: usize, ctx: &mut Context<'_>) {
     if let Some(entry) = table.get(limit) {
-        ctx.problem(entry.name.span(), format!("{} {what} are too many: at most {limit}", table.len()));
+        ctx.problem(
+            entry.name.span(),
+            format!("{} {what} are too many: at most {limit}", table.len()),
+            "split the file, one router each",
+        );
     }
 }
 
@@ -31,6 +35,10 @@ pub(crate) fn validate(raw: &RawFile, ctx: &mut Context<'_>) {
     let mut nics = vms.flat_map(|vm| vm.value.nic.iter().flat_map(|nics| nics.iter()));
     if let Some(nic) = nics.nth(PORTS) {
         let all = PORTS + 1 + nics.count();
-        ctx.problem(nic.span(), format!("{all} NICs are too many: at most {PORTS}"));
+        ctx.problem(
+            nic.span(),
+            format!("{all} NICs are too many: at most {PORTS}"),
+            "split the file, one router each",
+        );
     }
 }

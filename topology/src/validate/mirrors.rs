@@ -21,13 +21,13 @@ fn mirror(entry: &Entry<RawMirror>, tenant: &RawTenant, ctx: &mut Context<'_>) {
     let raw = &entry.value;
     if let Some(sources) = ctx.required(raw, entry.name.span(), "from", raw.from.as_ref()) {
         if sources.is_empty() {
-            ctx.problem(sources.span(), "nothing is mirrored");
+            ctx.problem(sources.span(), "nothing is mirrored", "write \"vm:NAME\" or \"network:NAME\"");
         }
         for text in sources.iter() {
             let source = text.split_once(':').filter(|(kind, _)| *kind != "group");
             if !source.is_some_and(|(kind, name)| rules::member(kind, name, text.span(), tenant, ctx)) {
                 let help = "write \"vm:NAME\" or \"network:NAME\"";
-                ctx.problem_help(text.span(), format!("{:?} names no source", text.as_str()), help);
+                ctx.problem(text.span(), format!("{:?} names no source", text.as_str()), help);
             }
         }
     }

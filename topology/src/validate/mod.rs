@@ -56,7 +56,7 @@ fn version(raw: &RawFile, ctx: &mut Context<'_>) {
         Some(version) if **version == 1 => {}
         Some(version) => {
             let message = format!("version {} is not known", **version);
-            ctx.problem_help(version.span(), message, "this program reads version = 1");
+            ctx.problem(version.span(), message, "this program reads version = 1");
         }
     }
 }

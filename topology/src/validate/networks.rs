@@ -20,7 +20,7 @@ pub(crate) fn validate(tenant: &str, raw: &Named<RawNetwork>, ctx: &mut Context<
     for (first, second) in overlaps(&claims) {
         let (net, other, owner) = (second.net, first.net, &first.owner);
         let message = format!("{net} overlaps {other} of network {owner:?}");
-        ctx.problem_help(second.span.clone(), message, "the subnets of one tenant must not overlap");
+        ctx.problem(second.span.clone(), message, "the subnets of one tenant must not overlap");
     }
     networks
 }
@@ -54,7 +54,11 @@ fn network(
     };
     if let Some(texts) = ctx.required(&entry.value, entry.name.span(), "subnets", raw.subnets.as_ref()) {
         if texts.is_empty() || texts.len() > limits::SUBNETS {
-            ctx.problem(texts.span(), format!("a network has 1 to {} subnets", limits::SUBNETS));
+            ctx.problem(
+                texts.span(),
+                format!("a network has 1 to {} subnets", limits::SUBNETS),
+                "give each network its subnets, as [\"10.0.0.0/24\", \"fd00:1::/64\"]",
+            );
         }
         for text in texts.iter() {
             let Some(net) = guest_subnet(text, ctx) else { continue };
@@ -86,7 +90,7 @@ fn guest_subnet(text: &At<String>, ctx: &mut Context<'_>) -> Option<IpNet> {
         ),
     };
     if !fits {
-        ctx.problem_help(text.span(), format!("{net} has an unusable prefix length"), help);
+        ctx.problem(text.span(), format!("{net} has an unusable prefix length"), help);
     }
     fits.then_some(net)
 }
@@ -102,11 +106,15 @@ fn gateways(raw: &RawNetwork, network: &Network, ctx: &mut Context<'_>) -> Vec<I
         };
         let around = nets(network).find(|net| net.contains(&address));
         if gateways.contains(&address) {
-            ctx.problem(text.span(), format!("{address} is listed twice"));
+            ctx.problem(text.span(), format!("{address} is listed twice"), "name each gateway once");
         } else if let Some(why) = around.and_then(|net| subnets::not_a_host(net, address)) {
-            ctx.problem(text.span(), format!("{address} is {why}"));
+            ctx.problem(text.span(), format!("{address} is {why}"), "take another address of the subnet");
         } else if around.is_none() && !link_local(address) && whole(raw, network) {
-            ctx.problem(text.span(), format!("{address} is in no subnet of network {:?}", network.name));
+            ctx.problem(
+                text.span(),
+                format!("{address} is in no subnet of network {:?}", network.name),
+                "take an address of a subnet of this network, or fe80::1 for all of its IPv6 subnets",
+            );
         }
         gateways.push(address);
     }

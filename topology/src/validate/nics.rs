@@ -31,7 +31,7 @@ pub(crate) fn mac(text: &At<String>, ctx: &mut Context<'_>) -> Option<Mac> {
         ctx.parse(text, "a MAC address", "six pairs of hexadecimal digits, as \"52:54:00:01:00:11\"")?;
     if !mac.is_unicast() {
         let help = "a group address and all zeros cannot be the address of a NIC";
-        ctx.problem_help(text.span(), format!("{mac} is not a unicast MAC"), help);
+        ctx.problem(text.span(), format!("{mac} is not a unicast MAC"), help);
     }
     mac.is_unicast().then_some(mac)
 }
@@ -96,9 +96,17 @@ fn nic_mac(
     };
     let Some(own) = own else { return Mac::default() };
     if own == scope.router_mac {
-        ctx.problem(span, format!("MAC {own} is the router's own"));
+        ctx.problem(
+            span,
+            format!("MAC {own} is the router's own"),
+            "give the NIC another MAC, or none: one is derived from the names",
+        );
     } else if let Some(other) = scope.macs.insert(own, label.to_owned()) {
-        ctx.problem(span, format!("{other} has MAC {own} too"));
+        ctx.problem(
+            span,
+            format!("{other} has MAC {own} too"),
+            "give one of them another MAC, or none: one is derived from the names",
+        );
     }
     own
 }
@@ -112,14 +120,22 @@ fn addresses(
     ctx: &mut Context<'_>,
 ) -> Vec<IpAddr> {
     if let Some(text) = raw.addresses.get(limits::ADDRESSES) {
-        ctx.problem(text.span(), format!("a NIC has at most {} addresses", limits::ADDRESSES));
+        ctx.problem(
+            text.span(),
+            format!("a NIC has at most {} addresses", limits::ADDRESSES),
+            "let a network behind the VM have `prefixes` instead",
+        );
     }
     let mut addresses = Vec::new();
     for text in &raw.addresses {
         let expected = "as \"10.0.0.11\" or \"fd00:1::11\", without a prefix length";
         let Some(address) = ctx.parse::<IpAddr>(text, "an IP address", expected) else { continue };
         if let Some(why) = unusable(address, network, scope) {
-            ctx.problem(text.span(), format!("{address} {why}"));
+            ctx.problem(
+                text.span(),
+                format!("{address} {why}"),
+                "take another address of the subnet, or none: one is derived from the names",
+            );
         } else {
             claim(address, text.span(), label, scope, ctx);
         }
@@ -145,7 +161,11 @@ fn unusable(address: IpAddr, network: Option<usize>, scope: &Scope<'_>) -> Optio
 
 fn claim(address: IpAddr, span: Span, label: &str, scope: &mut Scope<'_>, ctx: &mut Context<'_>) {
     if let Some(other) = scope.addresses.insert(address, label.to_owned()) {
-        ctx.problem(span, format!("{other} has address {address} too"));
+        ctx.problem(
+            span,
+            format!("{other} has address {address} too"),
+            "an address belongs to one NIC of a tenant",
+        );
     }
 }
 
@@ -158,7 +178,7 @@ fn prefixes(raw: &At<RawNic>, scope: &Scope<'_>, ctx: &mut Context<'_>) -> Vec<I
             scope.networks.iter().flat_map(|network| networks::nets(network).map(move |net| (network, net)));
         if let Some((network, net)) = own.find(|(_, net)| net.contains(&prefix)) {
             let message = format!("{prefix} is within {net} of network {:?}", network.name);
-            ctx.problem_help(text.span(), message, "a VM cannot route addresses of its tenant's own subnets");
+            ctx.problem(text.span(), message, "a VM cannot route addresses of its tenant's own subnets");
         }
         prefixes.push(prefix);
     }
@@ -197,7 +217,11 @@ fn derive4(
         scope.addresses.contains_key(&address) || network.gateways.contains(&address)
     };
     let Some(address) = derive::address4(scope.tenant, vm, index, subnet, taken) else {
-        ctx.problem(span, format!("no address is left in {subnet} of network {:?}", network.name));
+        ctx.problem(
+            span,
+            format!("no address is left in {subnet} of network {:?}", network.name),
+            "use a wider subnet",
+        );
         return;
     };
     claim(address.into(), span, label, scope, ctx);
@@ -210,7 +234,7 @@ fn derive6(nic: &mut Nic, (span, label): (Span, &str), scope: &mut Scope<'_>, ct
         let address = nic.mac.eui64(subnet.network());
         if network.gateways.contains(&address.into()) {
             let message = format!("{label} would have the router's own address {address}");
-            ctx.problem_help(span.clone(), message, "give the NIC another MAC, or an address");
+            ctx.problem(span.clone(), message, "give the NIC another MAC, or an address");
         } else {
             claim(address.into(), span.clone(), label, scope, ctx);
         }

@@ -28,7 +28,11 @@ fn peering(entry: &Entry<RawPeering>, raw: &RawFile, tenants: &[Tenant], ctx: &m
         match sides.as_slice() {
             [Some(left), Some(right)] => pair(*left, *right, between, tenants, ctx),
             [_, _] => {}
-            _ => ctx.problem(between.span(), "a peering is between two networks"),
+            _ => ctx.problem(
+                between.span(),
+                "a peering is between two networks",
+                "write between = [\"TENANT/NETWORK\", \"TENANT/NETWORK\"]",
+            ),
         }
     }
     for rule in &entry.value.allow {
@@ -36,7 +40,11 @@ fn peering(entry: &Entry<RawPeering>, raw: &RawFile, tenants: &[Tenant], ctx: &m
         rules::unwanted(rule.to.as_ref(), "to", "from", ctx);
         let Some(from) = ctx.required(rule, rule.span(), "from", rule.from.as_ref()) else { continue };
         if between.is_some_and(|between| !between.iter().any(|side| side.as_str() == from.as_str())) {
-            ctx.problem(from.span(), format!("{:?} is no side of this peering", from.as_str()));
+            ctx.problem(
+                from.span(),
+                format!("{:?} is no side of this peering", from.as_str()),
+                "write one of the two that `between` names",
+            );
         }
     }
 }
@@ -44,7 +52,7 @@ fn peering(entry: &Entry<RawPeering>, raw: &RawFile, tenants: &[Tenant], ctx: &m
 /// `TENANT/NETWORK`.
 fn side(text: &At<String>, raw: &RawFile, ctx: &mut Context<'_>) -> Option<Side> {
     let Some((tenant, network)) = text.split_once('/') else {
-        ctx.problem(text.span(), format!("{:?} is not TENANT/NETWORK", text.as_str()));
+        ctx.problem(text.span(), format!("{:?} is not TENANT/NETWORK", text.as_str()), "as \"acme/web\"");
         return None;
     };
     let index = ctx.find_at(tenant, text.span(), "tenant", &raw.tenant)?;
@@ -56,13 +64,13 @@ fn side(text: &At<String>, raw: &RawFile, ctx: &mut Context<'_>) -> Option<Side>
 fn pair(left: Side, right: Side, at: &At<Vec<At<String>>>, tenants: &[Tenant], ctx: &mut Context<'_>) {
     if left.0 == right.0 {
         let help = "networks of one tenant reach each other without a peering";
-        ctx.problem_help(at.span(), "both sides are of one tenant", help);
+        ctx.problem(at.span(), "both sides are of one tenant", help);
         return;
     }
     let clash = clash(left, right.0, tenants).or_else(|| clash(right, left.0, tenants));
     if let Some((net, other, network)) = clash {
         let message = format!("{net} overlaps {other} of {network}");
-        ctx.problem_help(at.span(), message, "peered tenants need different subnets");
+        ctx.problem(at.span(), message, "peered tenants need different subnets");
     }
 }
 

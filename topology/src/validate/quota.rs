@@ -63,7 +63,7 @@ fn sizes(quota: &RawQuota, raw: &RawTenant, tenant: &Tenant, ctx: &mut Context<'
 
 fn exceeded<T>(at: &At<T>, limit: &str, used: &str, what: &str, tenant: &Tenant, ctx: &mut Context<'_>) {
     let message = format!("tenant {:?} has {used} {what}, its quota is {limit}", tenant.name);
-    ctx.problem(at.span(), message);
+    ctx.problem(at.span(), message, "raise the quota, or ask for less");
 }
 
 fn rates(quota: &RawQuota, ctx: &mut Context<'_>) {

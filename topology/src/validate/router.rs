@@ -47,7 +47,7 @@ fn cpus(raw: &[At<u64>], ctx: &mut Context<'_>) -> Vec<usize> {
     for cpu in raw {
         if ctx.number::<u16>(cpu, "cpu", 0..=MAX_CPU).is_some_and(|cpu| !seen.insert(cpu)) {
             let help = "each entry is one worker, pinned to a CPU of its own";
-            ctx.problem_help(cpu.span(), format!("CPU {} is listed twice", **cpu), help);
+            ctx.problem(cpu.span(), format!("CPU {} is listed twice", **cpu), help);
         }
     }
     raw.iter().filter_map(|cpu| usize::try_from(**cpu).ok()).collect()

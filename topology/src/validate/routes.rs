@@ -44,7 +44,11 @@ pub(crate) fn validate(raw: &[At<RawRoute>], scope: &Scope<'_>, ctx: &mut Contex
         let (Some((to, text)), Some(via)) = (to, via) else { continue };
         let at = ctx.place(&entry.span());
         if let Some(first) = seen.insert(to, ctx.place(&text.span())) {
-            ctx.problem(text.span(), format!("line {} already has a route to {to}", first.line));
+            ctx.problem(
+                text.span(),
+                format!("line {} already has a route to {to}", first.line),
+                "a destination has one route",
+            );
         }
         if let Some(via) = next_hop(to, via, scope, ctx) {
             routes.push(Route { at, to, via });
@@ -60,7 +64,11 @@ fn destination(text: &At<String>, own: &[Network], ctx: &mut Context<'_>) -> Opt
     let to = subnets::subnet(text, ctx)?;
     let inside = |network: &&Network| networks::nets(network).any(|net| net.contains(&to));
     if let Some(network) = own.iter().find(inside) {
-        ctx.problem(text.span(), format!("{to} is network {:?} of this tenant already", network.name));
+        ctx.problem(
+            text.span(),
+            format!("{to} is network {:?} of this tenant already", network.name),
+            "addresses of the tenant's own networks need no route",
+        );
         return None;
     }
     Some(to)
@@ -73,13 +81,17 @@ fn next_hop(to: IpNet, via: &At<String>, scope: &Scope<'_>, ctx: &mut Context<'_
     let address: IpAddr =
         ctx.parse(via, "a next hop", "\"uplink:NAME\", or the address of a VM that routes")?;
     if address.is_ipv6() != to.addr().is_ipv6() {
-        ctx.problem(via.span(), format!("{address} and {to} are of different families"));
+        ctx.problem(
+            via.span(),
+            format!("{address} and {to} are of different families"),
+            "a next hop is of the same family as the destination",
+        );
         return None;
     }
     let Some((vm, nic)) = owner(address, &scope.tenant.vms) else {
         if scope.whole {
             let message = format!("no VM of this tenant has address {address}");
-            ctx.problem_help(
+            ctx.problem(
                 via.span(),
                 message,
                 "a route leads to \"uplink:NAME\" or to a VM of the same tenant",
@@ -92,7 +104,7 @@ fn next_hop(to: IpNet, via: &At<String>, scope: &Scope<'_>, ctx: &mut Context<'_
     {
         let message = format!("VM {:?} may not send from {to}, so it cannot route it", vm.name);
         let help = format!("add prefixes = [\"{to}\"] to its NIC at line {}", nic.at.line);
-        ctx.problem_help(via.span(), message, help);
+        ctx.problem(via.span(), message, help);
     }
     Some(Via::Nic { vm, nic })
 }
@@ -107,11 +119,15 @@ fn via_uplink(
     let own = scope.tenant.uplinks.iter().filter_map(|&index| Some((index, scope.uplinks.get(index)?)));
     let Some((index, uplink)) = own.into_iter().find(|(_, uplink)| uplink.name == name) else {
         let message = format!("{name:?} is no uplink of this tenant");
-        ctx.problem_help(via.span(), message, "name it in the tenant's `uplinks`");
+        ctx.problem(via.span(), message, "name it in the tenant's `uplinks`");
         return None;
     };
     if !has_family(uplink, to.addr().is_ipv6()) {
-        ctx.problem(via.span(), format!("uplink {name:?} has no address of the family of {to}"));
+        ctx.problem(
+            via.span(),
+            format!("uplink {name:?} has no address of the family of {to}"),
+            "give the uplink an address of that family, or choose another uplink",
+        );
     }
     Some(Via::Uplink(index))
 }

@@ -33,10 +33,14 @@ pub(crate) fn traffic(rule: &At<RawRule>, ctx: &mut Context<'_>) {
     let proto = ctx.required(rule, rule.span(), "proto", rule.proto.as_ref());
     let Some(ports) = &rule.ports else { return };
     if let Some(proto) = proto.filter(|proto| matches!(***proto, RawProto::Icmp | RawProto::Any)) {
-        ctx.problem(proto.span(), "only tcp and udp have ports");
+        ctx.problem(
+            proto.span(),
+            "only tcp and udp have ports",
+            "leave `ports` out, or write proto = \"tcp\" or \"udp\"",
+        );
     }
     if ports.is_empty() {
-        ctx.problem_help(ports.span(), "an empty list of ports allows nothing", "leave it out for all ports");
+        ctx.problem(ports.span(), "an empty list of ports allows nothing", "leave it out for all ports");
     }
     for text in ports.iter() {
         ctx.unit(text, "a port or range", units::ports);
@@ -46,7 +50,7 @@ pub(crate) fn traffic(rule: &At<RawRule>, ctx: &mut Context<'_>) {
 /// Reports a key of the other direction.
 pub(crate) fn unwanted(value: Option<&At<String>>, key: &str, wanted: &str, ctx: &mut Context<'_>) {
     if let Some(value) = value {
-        ctx.problem_help(value.span(), format!("key `{key}` means nothing here"), format!("use `{wanted}`"));
+        ctx.problem(value.span(), format!("key `{key}` means nothing here"), format!("use `{wanted}`"));
     }
 }
 
@@ -69,7 +73,7 @@ fn peer(
     };
     if !member(kind, name, text.span(), tenant, ctx) {
         let help = "write \"any\", \"group:NAME\", \"network:NAME\", \"vm:NAME\" or a subnet";
-        ctx.problem_help(text.span(), format!("{:?} names no peer", text.as_str()), help);
+        ctx.problem(text.span(), format!("{:?} names no peer", text.as_str()), help);
     }
 }
 

@@ -21,6 +21,6 @@ pub(crate) fn validate(raw: &RawRouter, tenants: &[Tenant], ctx: &mut Context<'_
     // With the default directory only a name that is too long, and was reported, can do this.
     if let Some(run_dir) = &raw.run_dir {
         let message = format!("the socket path {longest:?} has {} bytes", longest.len());
-        ctx.problem_help(run_dir.span(), message, format!("a socket path has {LIMIT} bytes at most"));
+        ctx.problem(run_dir.span(), message, format!("a socket path has {LIMIT} bytes at most"));
     }
 }

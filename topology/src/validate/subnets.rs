@@ -32,11 +32,15 @@ pub(crate) fn subnet(text: &At<String>, ctx: &mut Context<'_>) -> Option<IpNet> 
     let net: IpNet = ctx.parse(text, "a subnet", expected)?;
     if net.addr() != net.network() {
         let message = format!("{net} has bits set beyond its prefix length");
-        ctx.problem_help(text.span(), message, format!("did you mean \"{}\"?", net.trunc()));
+        ctx.problem(text.span(), message, format!("did you mean \"{}\"?", net.trunc()));
         return None;
     }
     if let Some(why) = reserved(net) {
-        ctx.problem(text.span(), format!("{net} is {why} and cannot be used"));
+        ctx.problem(
+            text.span(),
+            format!("{net} is {why} and cannot be used"),
+            "private subnets are within 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 and fd00::/8",
+        );
         return None;
     }
     Some(net)
@@ -57,7 +61,11 @@ pub(crate) fn interface(text: &At<String>, ctx: &mut Context<'_>) -> Option<IpNe
     let why = reserved(host(net.addr())).or_else(|| not_a_host(net, net.addr()));
     match why {
         Some(why) => {
-            ctx.problem(text.span(), format!("{} is {why} and cannot be used", net.addr()));
+            ctx.problem(
+                text.span(),
+                format!("{} is {why} and cannot be used", net.addr()),
+                "write an address that a host of that subnet can have",
+            );
             None
         }
         None => Some(net),

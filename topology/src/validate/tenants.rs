@@ -19,7 +19,7 @@ pub(crate) fn validate(
     uplinks: &[Uplink],
     ctx: &mut Context<'_>,
 ) -> Vec<Tenant> {
-    names::names(&raw.tenant, "a tenant", ctx);
+    names::tenants(&raw.tenant, ctx);
     let mut taken = Taken::new();
     let tenants: Vec<Tenant> =
         raw.tenant.iter().map(|entry| tenant(entry, raw, router, uplinks, &mut taken, ctx)).collect();
@@ -89,7 +89,7 @@ fn own_uplinks(raw: &RawTenant, file: &RawFile, ctx: &mut Context<'_>) -> Vec<us
         if seen.insert(index) {
             uplinks.push(index);
         } else {
-            ctx.problem(name.span(), format!("{:?} is listed twice", name.as_str()));
+            ctx.problem(name.span(), format!("{:?} is listed twice", name.as_str()), "name each uplink once");
         }
     }
     uplinks
@@ -111,7 +111,11 @@ fn shared_uplinks(raw: &RawFile, uplinks: &[Uplink], tenants: &[Tenant], ctx: &m
             let inside = |own: &&IpNet| own.contains(&claim.net) || claim.net.contains(&own.trunc());
             if let Some(own) = uplink.addresses.iter().find(inside) {
                 let message = format!("{} overlaps {} of uplink {:?}", claim.net, own.trunc(), uplink.name);
-                ctx.problem(claim.span.clone(), message);
+                ctx.problem(
+                    claim.span.clone(),
+                    message,
+                    "give the tenant another subnet than the uplink has",
+                );
             }
         }
         if !uplink.nat && uplink.kind != UplinkKind::User {
@@ -129,6 +133,6 @@ fn clashes(claims: &[Claim<(usize, IpNet)>], uplink: &Uplink, tenants: &[Tenant]
         let message =
             format!("{net} overlaps {theirs} of tenant {:?} beyond uplink {:?}", other.name, uplink.name);
         let help = "an uplink without nat carries the tenants' own addresses: write nat = true, or use other subnets";
-        ctx.problem_help(second.span.clone(), message, help);
+        ctx.problem(second.span.clone(), message, help);
     }
 }

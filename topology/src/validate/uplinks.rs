@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use crate::at::{At, Entry, Named, Span};
 use crate::model::{Uplink, UplinkKind};
+use crate::problem::listing;
 use crate::raw::{RawKind, RawUplink};
 use crate::validate::context::Context;
 use crate::validate::{names, subnets, wireguard};
@@ -60,7 +61,7 @@ pub(crate) fn mtu(raw: Option<&At<u64>>, v6: bool, ctx: &mut Context<'_>) -> u16
     let Some(raw) = raw else { return 1500 };
     let mtu = ctx.number(raw, "mtu", MTU).unwrap_or(1500);
     if v6 && mtu < MTU_V6 {
-        ctx.problem_help(raw.span(), format!("mtu {mtu} is too small for IPv6"), "IPv6 needs 1280 at least");
+        ctx.problem(raw.span(), format!("mtu {mtu} is too small for IPv6"), "IPv6 needs 1280 at least");
     }
     mtu
 }
@@ -92,7 +93,11 @@ fn keys(entry: &Entry<RawUplink>, kind: RawKind, ctx: &mut Context<'_>) {
                 ctx.required::<_, ()>(&entry.value, entry.name.span(), key, None);
             }
             Some(span) if !needs.contains(&key) && !takes.contains(&key) => {
-                ctx.problem(span, format!("key `{key}` means nothing to an uplink of kind \"{name}\""));
+                ctx.problem(
+                    span,
+                    format!("key `{key}` means nothing to an uplink of kind \"{name}\""),
+                    format!("{name} takes {}", listing(needs.iter().chain(takes).copied())),
+                );
             }
             _ => {}
         }
@@ -114,7 +119,7 @@ fn addresses(raw: &RawUplink, ctx: &mut Context<'_>) -> Vec<IpNet> {
     }
     let Some(texts) = &raw.addresses else { return Vec::new() };
     if texts.is_empty() {
-        ctx.problem(texts.span(), "no address is given");
+        ctx.problem(texts.span(), "no address is given", "write at least one, as \"10.255.0.1/24\"");
     }
     texts.iter().filter_map(|text| subnets::interface(text, ctx)).collect()
 }
@@ -129,11 +134,19 @@ fn gateway(raw: &RawUplink, own: &[IpNet], ctx: &mut Context<'_>) -> Vec<IpAddr>
         let on_link = own.iter().any(|net| net.contains(&address));
         let link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
         if own.iter().any(|net| net.addr() == address) {
-            ctx.problem(text.span(), format!("{address} is the uplink's own address"));
+            ctx.problem(
+                text.span(),
+                format!("{address} is the uplink's own address"),
+                "the gateway is another machine on the wire behind the uplink",
+            );
         } else if !on_link && !link_local {
-            ctx.problem(text.span(), format!("{address} is in none of the uplink's subnets"));
+            ctx.problem(text.span(), format!("{address} is in none of the uplink's subnets"), "the gateway is on the wire behind the uplink: take an address in one of its `addresses`' subnets");
         } else if gateways.iter().any(|other| other.is_ipv4() == address.is_ipv4()) {
-            ctx.problem(text.span(), "one gateway per family is enough");
+            ctx.problem(
+                text.span(),
+                "one gateway per family is enough",
+                "keep one for IPv4 and one for IPv6",
+            );
         }
         gateways.push(address);
     }
@@ -149,13 +162,21 @@ fn duplicates(raw: &Named<RawUplink>, ctx: &mut Context<'_>) {
         if let Some(device) = &entry.value.device
             && let Some(other) = devices.insert(device.as_str(), name)
         {
-            ctx.problem(device.span(), format!("uplink.{other} has device {:?} too", device.as_str()));
+            ctx.problem(
+                device.span(),
+                format!("uplink.{other} has device {:?} too", device.as_str()),
+                "a device belongs to one uplink",
+            );
         }
         for text in entry.value.addresses.iter().flat_map(|texts| texts.iter()) {
             if let Ok(net) = text.parse::<IpNet>()
                 && let Some(other) = addresses.insert(net.addr(), name)
             {
-                ctx.problem(text.span(), format!("uplink.{other} has address {} too", net.addr()));
+                ctx.problem(
+                    text.span(),
+                    format!("uplink.{other} has address {} too", net.addr()),
+                    "an address belongs to one uplink",
+                );
             }
         }
     }

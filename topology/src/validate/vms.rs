@@ -28,7 +28,11 @@ fn vm(entry: &Entry<RawVm>, scope: &mut Scope<'_>, ctx: &mut Context<'_>) -> Vm 
     let raw = &*entry.value;
     let nics = ctx.required(&entry.value, entry.name.span(), "nic", raw.nic.as_ref());
     if let Some(nics) = nics.filter(|nics| nics.is_empty() || nics.len() > limits::NICS) {
-        ctx.problem(nics.span(), format!("a VM has 1 to {} NICs", limits::NICS));
+        ctx.problem(
+            nics.span(),
+            format!("a VM has 1 to {} NICs", limits::NICS),
+            "write at least one [[tenant.X.vm.V.nic]]",
+        );
     }
     let nics = nics.into_iter().flat_map(|nics| nics.iter()).enumerate();
     let nics = nics.filter_map(|(index, raw)| nics::nic(&entry.name, index, raw, scope, ctx)).collect();
@@ -70,13 +74,17 @@ fn spec(path: &str, raw: Option<&At<RawSpec>>, ctx: &mut Context<'_>) -> Spec {
 fn memory(text: &At<String>, ctx: &mut Context<'_>) -> Option<u64> {
     let bytes = ctx.unit(text, "a size", units::size)?;
     if bytes == 0 || bytes > MEMORY_MAX {
-        ctx.problem(text.span(), format!("memory {:?} is outside 2M..=16T", text.as_str()));
+        ctx.problem(
+            text.span(),
+            format!("memory {:?} is outside 2M..=16T", text.as_str()),
+            "write a size as \"512M\" or \"4G\"",
+        );
         return None;
     }
     if !bytes.is_multiple_of(MEMORY_STEP) {
         let near = units::show_size(bytes.next_multiple_of(MEMORY_STEP));
         let message = format!("memory {:?} is not a multiple of 2M", text.as_str());
-        ctx.problem_help(text.span(), message, format!("did you mean \"{near}\"?"));
+        ctx.problem(text.span(), message, format!("did you mean \"{near}\"?"));
         return None;
     }
     Some(bytes)
@@ -87,19 +95,23 @@ fn boot(raw: &RawSpec, ctx: &mut Context<'_>) {
     if raw.kernel.is_none() {
         for (key, value) in [("initrd", &raw.initrd), ("cmdline", &raw.cmdline)] {
             if let Some(value) = value {
-                ctx.problem(value.span(), format!("key `{key}` means nothing without `kernel`"));
+                ctx.problem(
+                    value.span(),
+                    format!("key `{key}` means nothing without `kernel`"),
+                    "a direct boot needs `kernel`",
+                );
             }
         }
     }
     for text in [&raw.kernel, &raw.initrd, &raw.cmdline].into_iter().flatten() {
         // These become words of a launch line, one line each.
         if text.chars().any(char::is_control) {
-            ctx.problem(text.span(), "control characters are not allowed here");
+            ctx.problem(text.span(), "control characters are not allowed here", "write it in one line");
         }
     }
     let (Some(vmm), Some(accel)) = (&raw.vmm, &raw.accel) else { return };
     if **vmm != RawVmm::Qemu && **accel == RawAccel::Tcg {
-        ctx.problem_help(accel.span(), "only QEMU can emulate", "write vmm = \"qemu\" or accel = \"kvm\"");
+        ctx.problem(accel.span(), "only QEMU can emulate", "write vmm = \"qemu\" or accel = \"kvm\"");
     }
 }
 

@@ -23,7 +23,7 @@ fn peer(raw: &At<RawWgPeer>, ctx: &mut Context<'_>) {
     let key = ctx.required(raw, raw.span(), "public_key", raw.public_key.as_ref());
     if let Some(key) = key.filter(|key| !is_key(key)) {
         let help = "a public key is 44 characters of base64, as `wg pubkey` prints it";
-        ctx.problem_help(key.span(), format!("{:?} is not a public key", key.as_str()), help);
+        ctx.problem(key.span(), format!("{:?} is not a public key", key.as_str()), help);
     }
     if let Some(endpoint) = &raw.endpoint {
         ctx.parse::<SocketAddr>(endpoint, "an address with a port", "as \"192.0.2.1:51820\"");

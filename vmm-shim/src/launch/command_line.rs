@@ -27,6 +27,11 @@ impl CommandLine {
         self.push(value);
     }
 
+    /// Adds arguments as they are.
+    pub fn extend(&mut self, arguments: &[String]) {
+        self.arguments.extend_from_slice(arguments);
+    }
+
     /// The program's name or path.
     #[must_use]
     pub fn program(&self) -> &str {

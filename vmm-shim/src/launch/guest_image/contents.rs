@@ -9,7 +9,7 @@ use super::packages::{Tree, run, start};
 use super::{Contents, ImageError, at};
 
 /// Kernel modules in the order of loading; in another order there is no eth0.
-const MODULES: [&str; 8] = [
+const MODULES: [&str; 9] = [
     "virtio_ring",
     "virtio",
     "virtio_pci_modern_dev",
@@ -18,6 +18,7 @@ const MODULES: [&str; 8] = [
     "failover",
     "net_failover",
     "virtio_net",
+    "virtio_console",
 ];
 
 /// Empty folders that `init.sh` mounts on or writes to.
@@ -61,7 +62,7 @@ pub(super) fn archive(tree: &Tree, contents: &Contents) -> Result<Vec<u8>, Image
 
 /// One kernel module, unpacked if the package has it compressed.
 fn module(modules: &Path, name: &str) -> Result<Vec<u8>, ImageError> {
-    let folders = ["drivers/virtio", "drivers/net", "net/core"];
+    let folders = ["drivers/virtio", "drivers/net", "net/core", "drivers/char"];
     for (suffix, tool) in [("", "cat"), (".xz", "xz"), (".zst", "zstd"), (".gz", "gzip")] {
         for folder in folders {
             let path = modules.join(folder).join(format!("{name}.ko{suffix}"));

@@ -1,6 +1,7 @@
 //! Debian packages: which ones, downloading, unpacking.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -34,17 +35,14 @@ pub(super) fn unpack(
 
     let debs = cache.join("debs");
     fs::create_dir_all(&debs).map_err(at(&debs))?;
-    let mut files = Vec::new();
-    for package in &wanted {
-        files.push(download(&debs, package, progress)?);
-    }
+    let files = download(&debs, &wanted, progress)?;
     let root = cache.join("tree");
     // Left from other versions, or half unpacked.
     if root.exists() {
         fs::remove_dir_all(&root).map_err(at(&root))?;
     }
     for file in &files {
-        progress(&format!("unpacking {}", file.file_name().unwrap_or_default().to_string_lossy()));
+        progress(&format!("unpacking {}", file_name(file)));
         let mut dpkg = Command::new("dpkg-deb");
         dpkg.arg("-x").arg(file).arg(&root);
         run(&mut dpkg)?;
@@ -68,7 +66,7 @@ fn locate_kernel(root: PathBuf, package: &str) -> Result<Tree, ImageError> {
 
 /// `linux-image-6.1.0-56-cloud-amd64` for `linux-image-cloud-amd64`.
 fn versioned_kernel() -> Result<String, ImageError> {
-    let found = depends(KERNEL)?.into_iter().find(|name| name.starts_with("linux-image-"));
+    let found = depends([KERNEL])?.into_iter().find(|name| name.starts_with("linux-image-"));
     found.ok_or_else(|| ImageError::NoSuchPackage { package: KERNEL.to_owned() })
 }
 
@@ -77,26 +75,28 @@ fn with_libraries(contents: &Contents) -> Result<BTreeSet<String>, ImageError> {
     let mut found: BTreeSet<String> =
         contents.debian.iter().map(|program| program.package.to_owned()).collect();
     let mut to_visit: Vec<String> = found.iter().cloned().collect();
-    while let Some(package) = to_visit.pop() {
+    while !to_visit.is_empty() {
+        let below = depends(to_visit.drain(..))?;
         // Other packages (debconf, init scripts) serve the installation, not the program.
-        for dependency in depends(&package)?.into_iter().filter(|name| name.starts_with("lib")) {
-            if found.insert(dependency.clone()) {
-                to_visit.push(dependency);
-            }
-        }
+        let libraries = below.into_iter().filter(|name| name.starts_with("lib"));
+        to_visit = libraries.filter(|name| found.insert(name.clone())).collect();
     }
     Ok(found)
 }
 
-/// Names that `package` depends on; of alternatives the first.
-fn depends(package: &str) -> Result<Vec<String>, ImageError> {
-    let unknown = || ImageError::NoSuchPackage { package: package.to_owned() };
+/// Names that the packages depend on; of alternatives the first.
+fn depends(packages: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Vec<String>, ImageError> {
     let mut apt = Command::new("apt-cache");
     apt.args(["depends", "--no-recommends", "--no-suggests", "--no-conflicts", "--no-breaks"]);
-    apt.args(["--no-replaces", "--no-enhances", package]);
+    apt.args(["--no-replaces", "--no-enhances"]).args(packages);
     let output = start(&mut apt)?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    // N: Unable to locate package NAME
+    if let Some((_, name)) = text.lines().find_map(|line| line.split_once("Unable to locate package ")) {
+        return Err(ImageError::NoSuchPackage { package: name.to_owned() });
+    }
     if !output.status.success() {
-        return Err(unknown());
+        return Err(ImageError::Tool { command: shown(&apt), said: said(&output) });
     }
     Ok(parse_depends(&String::from_utf8_lossy(&output.stdout)))
 }
@@ -117,30 +117,52 @@ fn parse_depends(text: &str) -> Vec<String> {
     names
 }
 
-/// Path of the package's file in `debs`, fetched if it is not there.
-fn download(debs: &Path, package: &str, progress: &mut dyn FnMut(&str)) -> Result<PathBuf, ImageError> {
-    let failed = |output: &Output| ImageError::Download { package: package.to_owned(), said: said(output) };
-    // Without root the sandbox user is not used either; as root it could not write into our cache.
-    let apt = || {
+/// Paths of the packages' files in `debs`; those that are not there yet are fetched.
+fn download(
+    debs: &Path,
+    packages: &BTreeSet<String>,
+    progress: &mut dyn FnMut(&str),
+) -> Result<Vec<PathBuf>, ImageError> {
+    let apt = |folder: &Path, arguments: &[&str], packages: &[&str]| {
         let mut apt = Command::new("apt-get");
-        apt.current_dir(debs).args(["-q", "-o", "APT::Sandbox::User=root", "download", package]);
-        apt
+        // As root apt would download as a sandbox user, who cannot write into our cache.
+        apt.current_dir(folder)
+            .args(["-q", "-o", "APT::Sandbox::User=root", "download"])
+            .args(arguments)
+            .args(packages);
+        start(&mut apt)
     };
-    let listing = start(apt().arg("--print-uris"))?;
-    // 'ADDRESS' FILE SIZE HASH
-    let line = String::from_utf8_lossy(&listing.stdout).into_owned();
-    let Some(name) = line.lines().find(|l| l.starts_with('\'')).and_then(|l| l.split(' ').nth(1)) else {
-        return Err(failed(&listing));
+    let all: Vec<&str> = packages.iter().map(String::as_str).collect();
+    let failed = |packages: &[&str], output: &Output| ImageError::Download {
+        package: packages.join(", "),
+        said: said(output),
     };
-    let file = debs.join(name);
-    if !file.exists() {
-        progress(&format!("downloading {package}"));
-        let output = start(&mut apt())?;
-        if !output.status.success() || !file.exists() {
-            return Err(failed(&output));
+    // Asked in another folder: files that are there already would not be listed.
+    let listing = apt(Path::new("/"), &["--print-uris"], &all)?;
+    let text = String::from_utf8_lossy(&listing.stdout).into_owned();
+    // 'ADDRESS' FILE SIZE HASH; FILE begins with the package's name and an underscore.
+    let names = text.lines().filter(|line| line.starts_with('\'')).filter_map(|line| line.split(' ').nth(1));
+    let files: Vec<PathBuf> = names.map(|name| debs.join(name)).collect();
+    if files.len() < all.len() {
+        return Err(failed(&all, &listing));
+    }
+    let is_missing = |package: &&str| {
+        let start = format!("{package}_");
+        files.iter().any(|file| file_name(file).starts_with(&start) && !file.exists())
+    };
+    let missing: Vec<&str> = all.iter().copied().filter(is_missing).collect();
+    if !missing.is_empty() {
+        progress(&format!("downloading {}", missing.join(", ")));
+        let output = apt(debs, &[], &missing)?;
+        if !output.status.success() || !files.iter().all(|file| file.exists()) {
+            return Err(failed(&missing, &output));
         }
     }
-    Ok(file)
+    Ok(files)
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Runs a tool to its end, whatever that is.
@@ -188,7 +210,7 @@ libpcap0.8
 
     #[test]
     fn an_unknown_package_is_named() {
-        let Err(error) = depends("no-such-package-at-all") else { panic!("it was found") };
+        let Err(error) = depends(["no-such-package-at-all"]) else { panic!("it was found") };
         let text = error.to_string();
         // On a machine without apt the tool is named instead.
         assert!(text.contains("no-such-package-at-all") || text.contains("apt-cache"), "{text}");

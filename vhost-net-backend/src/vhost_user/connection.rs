@@ -1,0 +1,211 @@
+//! One VMM's connection: reads messages, hands them to its session, writes the answers.
+//!
+//! A VMM may send nothing for days, but once a message has begun it must end within [`PATIENCE`], and an answer must
+//! be taken within the same time. The thread serves this VMM alone, so that nobody else waits for it.
+
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recvmsg, send,
+};
+
+use super::error::SessionError;
+use super::message::{HEADER_LEN, Header, Message};
+use super::session::{Outcome, Session};
+use crate::port::Device;
+
+/// Longest time for one message to arrive, or for one answer to be taken.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Most descriptors that a message may carry; SET_MEM_TABLE has one a region.
+const MAX_FDS: usize = 32;
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub enum End {
+    /// The front end closed it.
+    #[error("the front end closed the connection")]
+    Closed,
+    /// It closed in the middle of a message.
+    #[error("the connection ended in the middle of a message")]
+    Cut,
+    /// A message did not end, or an answer was not taken, in time.
+    #[error("the front end did not finish {0} within 5 seconds")]
+    TimedOut(&'static str),
+    /// More descriptors than any message may carry.
+    #[error("a message came with more file descriptors than are allowed")]
+    TooManyFds,
+    /// A message was wrong, and nothing could be answered.
+    #[error("{0}")]
+    Protocol(#[from] SessionError),
+    /// The kernel refused.
+    #[error("socket: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl From<Errno> for End {
+    fn from(errno: Errno) -> Self {
+        match errno {
+            Errno::CONNRESET | Errno::PIPE => Self::Closed,
+            other => Self::Io(other.into()),
+        }
+    }
+}
+
+/// Ends a connection from another thread, for example when its ring turns out to be broken.
+#[derive(Clone, Debug)]
+pub struct Hangup(Arc<UnixStream>);
+
+impl Hangup {
+    pub(super) fn new(stream: Arc<UnixStream>) -> Self {
+        Self(stream)
+    }
+
+    /// Shuts the socket; the connection's own thread then stops the rings and tidies up.
+    pub fn hang_up(&self) {
+        // A socket that is already shut is as good.
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
+}
+
+/// What a connection tells while it runs.
+pub(super) trait Observer {
+    /// The first vring was started: the negotiation is over.
+    fn attached(&mut self, session: &Session);
+    /// A message was refused, and the front end was told so.
+    fn refused(&mut self, error: &SessionError);
+}
+
+/// Serves one front end until it goes or errs; afterwards all rings are stopped.
+pub(super) fn serve(
+    stream: &UnixStream,
+    session: &mut Session,
+    device: &mut dyn Device,
+    observer: &mut dyn Observer,
+) -> End {
+    let mut attached = false;
+    let end = loop {
+        let outcome = read_message(stream).map(|(message, fds)| session.handle(&message, fds, device));
+        if !attached && session.is_running() {
+            attached = true;
+            observer.attached(session);
+        }
+        let reply = match outcome {
+            Ok(Outcome::Done(reply)) => reply,
+            Ok(Outcome::Refused(reply, error)) => {
+                observer.refused(&error);
+                Some(reply)
+            }
+            Ok(Outcome::Close(error)) => break error.into(),
+            Err(end) => break end,
+        };
+        if let Some(reply) = reply
+            && let Err(end) = write_reply(stream, &reply)
+        {
+            break end;
+        }
+    };
+    session.close(device);
+    end
+}
+
+fn read_message(stream: &UnixStream) -> Result<(Message, Vec<OwnedFd>), End> {
+    wait(stream, PollFlags::IN, None)?;
+    let deadline = Instant::now() + PATIENCE;
+    let mut fds = Vec::new();
+    let mut header = [0; HEADER_LEN];
+    read_exactly(stream, &mut header, &mut fds, deadline, End::Closed)?;
+    let header = Header::parse(header)?;
+    let mut payload = vec![0; header.size];
+    read_exactly(stream, &mut payload, &mut fds, deadline, End::Cut)?;
+    Ok((Message { header, payload }, fds))
+}
+
+/// Fills `bytes`; `at_once` is the end to report if not even the first byte comes.
+fn read_exactly(
+    stream: &UnixStream,
+    bytes: &mut [u8],
+    fds: &mut Vec<OwnedFd>,
+    deadline: Instant,
+    at_once: End,
+) -> Result<(), End> {
+    let mut done = 0;
+    while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        match receive(stream, rest, fds) {
+            Ok(0) if done == 0 => return Err(at_once),
+            Ok(0) => return Err(End::Cut),
+            Ok(n) => done += n,
+            Err(End::Io(e)) if e.kind() == io::ErrorKind::WouldBlock => {
+                if !wait(stream, PollFlags::IN, Some(deadline))? {
+                    return Err(End::TimedOut("a message"));
+                }
+            }
+            Err(end) => return Err(end),
+        }
+    }
+    Ok(())
+}
+
+/// Takes what is there, descriptors too; all of them close-on-exec.
+fn receive(stream: &UnixStream, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result<usize, End> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let received =
+        rustix::io::retry_on_intr(|| recvmsg(stream, &mut [IoSliceMut::new(bytes)], &mut control, flags))?;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
+        }
+    }
+    // Descriptors that did not fit were never installed; those that did are closed with the connection.
+    if received.flags.contains(ReturnFlags::CTRUNC) || fds.len() > MAX_FDS {
+        return Err(End::TooManyFds);
+    }
+    Ok(received.bytes)
+}
+
+fn write_reply(stream: &UnixStream, reply: &[u8]) -> Result<(), End> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut rest = reply;
+    while !rest.is_empty() {
+        match rustix::io::retry_on_intr(|| send(stream, rest, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)) {
+            Ok(n) => rest = rest.get(n..).unwrap_or_default(),
+            Err(Errno::AGAIN) => {
+                if !wait(stream, PollFlags::OUT, Some(deadline))? {
+                    return Err(End::TimedOut("taking an answer"));
+                }
+            }
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Waits until the socket is ready; false when the deadline passed first.
+fn wait(stream: &UnixStream, flags: PollFlags, deadline: Option<Instant>) -> Result<bool, End> {
+    loop {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        // A time that does not fit the kernel's type is as good as for ever.
+        let left = left.and_then(|left| Timespec::try_from(left).ok());
+        match poll(&mut [PollFd::from_borrowed_fd(stream.as_fd(), flags)], left.as_ref()) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Whether the other side has gone, though we may not have read everything from it yet.
+pub(super) fn is_gone(stream: &UnixStream) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::RDHUP)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
+}

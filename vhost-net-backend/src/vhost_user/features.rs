@@ -1,0 +1,156 @@
+//! What is offered, what was accepted, and why the rest was not.
+
+use vhost::vhost_user::VhostUserProtocolFeatures as Protocol;
+use virtio_bindings::virtio_config::{
+    VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_IN_ORDER, VIRTIO_F_NOTIFY_ON_EMPTY, VIRTIO_F_RING_PACKED,
+    VIRTIO_F_VERSION_1,
+};
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_GUEST_CSUM,
+    VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_UFO,
+    VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4,
+    VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_UFO, VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ,
+    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_RSS, VIRTIO_NET_F_STATUS,
+};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+/// VHOST_F_LOG_ALL: the back end marks the pages that it writes.
+const LOG_ALL: u32 = 26;
+/// VHOST_USER_F_PROTOCOL_FEATURES: there are protocol features to negotiate.
+pub const PROTOCOL_FEATURES: u64 = 1 << 30;
+
+/// Whether a feature bit is offered, and if not, why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Offer {
+    Yes,
+    WithUso,
+    No(&'static str),
+}
+
+/// Every feature that a network front end may look for.
+///
+/// CTRL_VQ: the front end serves the control queue itself, but Cloud Hypervisor gives the guest one, and with it more
+/// than one queue pair, only if the back end offers the bit. QEMU does not ask.
+const FEATURES: [(u32, &str, Offer); 29] = [
+    (VIRTIO_NET_F_CSUM, "CSUM", Offer::Yes),
+    (VIRTIO_NET_F_GUEST_CSUM, "GUEST_CSUM", Offer::Yes),
+    (VIRTIO_NET_F_MTU, "MTU", Offer::Yes),
+    (VIRTIO_NET_F_MAC, "MAC", Offer::Yes),
+    (VIRTIO_NET_F_GUEST_TSO4, "GUEST_TSO4", Offer::Yes),
+    (VIRTIO_NET_F_GUEST_TSO6, "GUEST_TSO6", Offer::Yes),
+    (VIRTIO_NET_F_GUEST_ECN, "GUEST_ECN", Offer::No("segments with ECN are not cut in software")),
+    (VIRTIO_NET_F_GUEST_UFO, "GUEST_UFO", Offer::No("UDP fragmentation offload is obsolete")),
+    (VIRTIO_NET_F_HOST_TSO4, "HOST_TSO4", Offer::Yes),
+    (VIRTIO_NET_F_HOST_TSO6, "HOST_TSO6", Offer::Yes),
+    (VIRTIO_NET_F_HOST_ECN, "HOST_ECN", Offer::No("segments with ECN are not cut in software")),
+    (VIRTIO_NET_F_HOST_UFO, "HOST_UFO", Offer::No("UDP fragmentation offload is obsolete")),
+    (VIRTIO_NET_F_MRG_RXBUF, "MRG_RXBUF", Offer::Yes),
+    (VIRTIO_NET_F_STATUS, "STATUS", Offer::No("the front end serves it")),
+    (VIRTIO_NET_F_CTRL_VQ, "CTRL_VQ", Offer::Yes),
+    (VIRTIO_NET_F_GUEST_ANNOUNCE, "GUEST_ANNOUNCE", Offer::No("nothing is learned from announcements")),
+    (VIRTIO_NET_F_MQ, "MQ", Offer::Yes),
+    (VIRTIO_F_NOTIFY_ON_EMPTY, "NOTIFY_ON_EMPTY", Offer::No("EVENT_IDX replaces it")),
+    (LOG_ALL, "LOG_ALL", Offer::No("migration is not supported")),
+    (VIRTIO_RING_F_INDIRECT_DESC, "INDIRECT_DESC", Offer::Yes),
+    (VIRTIO_RING_F_EVENT_IDX, "EVENT_IDX", Offer::Yes),
+    (VIRTIO_F_VERSION_1, "VERSION_1", Offer::Yes),
+    (VIRTIO_F_ACCESS_PLATFORM, "ACCESS_PLATFORM", Offer::No("there is no IOTLB")),
+    (VIRTIO_F_RING_PACKED, "RING_PACKED", Offer::No("only split rings are supported")),
+    (VIRTIO_F_IN_ORDER, "IN_ORDER", Offer::No("chains may complete out of order")),
+    (VIRTIO_NET_F_GUEST_USO4, "GUEST_USO4", Offer::WithUso),
+    (VIRTIO_NET_F_GUEST_USO6, "GUEST_USO6", Offer::WithUso),
+    (VIRTIO_NET_F_HOST_USO, "HOST_USO", Offer::WithUso),
+    (VIRTIO_NET_F_RSS, "RSS", Offer::No("the control queue does not reach us")),
+];
+
+/// Protocol features, whether they are offered, and if not, why.
+const PROTOCOL: [(Protocol, &str, Option<&str>); 12] = [
+    (Protocol::MQ, "MQ", None),
+    (Protocol::LOG_SHMFD, "LOG_SHMFD", Some("migration is not supported")),
+    (Protocol::RARP, "RARP", Some("nothing is learned from announcements")),
+    (Protocol::REPLY_ACK, "REPLY_ACK", None),
+    (Protocol::MTU, "NET_MTU", None),
+    (Protocol::BACKEND_REQ, "BACKEND_REQ", Some("there is nothing to ask the front end")),
+    (Protocol::CONFIG, "CONFIG", None),
+    (Protocol::INFLIGHT_SHMFD, "INFLIGHT_SHMFD", Some("not supported")),
+    (Protocol::RESET_DEVICE, "RESET_DEVICE", None),
+    (Protocol::CONFIGURE_MEM_SLOTS, "CONFIGURE_MEM_SLOTS", None),
+    (Protocol::STATUS, "STATUS", Some("rings say all that is needed")),
+    (Protocol::DEVICE_STATE, "DEVICE_STATE", Some("not supported")),
+];
+
+/// Virtio feature bits that are offered.
+#[must_use]
+pub fn offered(uso: bool) -> u64 {
+    let yes = |offer| offer == Offer::Yes || (uso && offer == Offer::WithUso);
+    let bits = FEATURES.iter().filter(|(.., offer)| yes(*offer)).map(|(bit, ..)| 1 << bit);
+    bits.fold(PROTOCOL_FEATURES, |all: u64, bit: u64| all | bit)
+}
+
+/// vhost-user protocol feature bits that are offered.
+#[must_use]
+pub fn offered_protocol() -> u64 {
+    PROTOCOL.iter().filter(|(_, _, why_not)| why_not.is_none()).fold(0, |all, (bit, ..)| all | bit.bits())
+}
+
+/// Names of the accepted virtio features, separated by spaces.
+#[must_use]
+pub fn names(features: u64) -> String {
+    let accepted = FEATURES.iter().filter(|(bit, ..)| features & (1 << bit) != 0).map(|(_, name, _)| *name);
+    accepted.collect::<Vec<_>>().join(" ")
+}
+
+/// Names of the accepted protocol features, separated by spaces.
+#[must_use]
+pub fn protocol_names(features: u64) -> String {
+    let accepted = PROTOCOL.iter().filter(|(bit, ..)| features & bit.bits() != 0).map(|(_, name, _)| *name);
+    accepted.collect::<Vec<_>>().join(" ")
+}
+
+/// Every feature that is not in use, with the reason.
+#[must_use]
+pub fn reasons(features: u64, protocol_features: u64, uso: bool) -> String {
+    let why = |offer| match offer {
+        Offer::No(why) => why,
+        Offer::WithUso if !uso => "needs experimental = [\"uso\"]",
+        Offer::Yes | Offer::WithUso => "the front end or the guest did not take it",
+    };
+    let missing = FEATURES.iter().filter(|(bit, ..)| features & (1 << bit) == 0);
+    let virtio = missing.map(|(_, name, offer)| format!("{name}: {}", why(*offer)));
+    let missing = PROTOCOL.iter().filter(|(bit, ..)| protocol_features & bit.bits() == 0);
+    let protocol = missing.map(|(_, name, why_not)| {
+        format!("protocol {name}: {}", why_not.unwrap_or("the front end did not take it"))
+    });
+    virtio.chain(protocol).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offers_exactly_this() {
+        let base = [0, 1, 3, 5, 7, 8, 11, 12, 15, 17, 22, 28, 29, 30, 32];
+        let bits = |list: &[u32]| list.iter().fold(0_u64, |all, bit| all | 1 << bit);
+        assert_eq!(offered(false), bits(&base));
+        assert_eq!(offered(true), bits(&base) | bits(&[54, 55, 56]));
+        assert_eq!(offered_protocol(), bits(&[0, 3, 4, 9, 13, 15]));
+    }
+
+    #[test]
+    fn names_what_is_used_and_says_why_the_rest_is_not() {
+        assert_eq!(names(1 | 1 << 15 | 1 << 32), "CSUM MRG_RXBUF VERSION_1");
+        assert_eq!(protocol_names(1 << 3 | 1 << 15), "REPLY_ACK CONFIGURE_MEM_SLOTS");
+        let why = reasons(1 << 15, 1 << 3, false);
+        for part in [
+            "CSUM: the front end or the guest did not take it",
+            "RING_PACKED: only split rings are supported",
+            "HOST_USO: needs experimental = [\"uso\"]",
+            "protocol LOG_SHMFD: migration is not supported",
+            "protocol MQ: the front end did not take it",
+        ] {
+            assert!(why.contains(part), "{part} is not in {why}");
+        }
+        assert!(!why.contains("MRG_RXBUF") && !why.contains("REPLY_ACK"), "{why}");
+    }
+}

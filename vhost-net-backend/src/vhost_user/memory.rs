@@ -1,0 +1,87 @@
+//! The messages about guest memory. A change stops the rings that run, and starts them again on the new memory.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use super::error::SessionError;
+use super::message::Region;
+use super::session::Session;
+use crate::guest_memory::{GuestMemory, RegionSpec};
+use crate::port::Device;
+
+/// Regions that one guest may have: enough for memory hot-plug, few enough that many guests fit in one process's limit of
+/// mappings.
+pub(super) const SLOTS: u64 = 32;
+
+impl Session {
+    pub(super) fn set_mem_table(
+        &mut self,
+        regions: Vec<Region>,
+        fds: Vec<OwnedFd>,
+        device: &mut dyn Device,
+    ) -> Result<(), SessionError> {
+        let mut memory = GuestMemory::default();
+        for (region, fd) in regions.iter().zip(fds) {
+            memory = memory.with(spec(*region, fd))?;
+        }
+        self.use_memory(memory, regions, device);
+        Ok(())
+    }
+
+    pub(super) fn add_mem_reg(
+        &mut self,
+        region: Region,
+        fds: Vec<OwnedFd>,
+        device: &mut dyn Device,
+    ) -> Result<(), SessionError> {
+        let slots = usize::try_from(SLOTS).unwrap_or_default();
+        if self.regions.len() >= slots {
+            return Err(SessionError::Slots(slots));
+        }
+        let fd = fds.into_iter().next().ok_or(SessionError::Fds(0))?;
+        let memory = self.memory.with(spec(region, fd))?;
+        let mut regions = self.regions.clone();
+        regions.push(region);
+        self.use_memory(memory, regions, device);
+        Ok(())
+    }
+
+    pub(super) fn rem_mem_reg(
+        &mut self,
+        region: Region,
+        device: &mut dyn Device,
+    ) -> Result<(), SessionError> {
+        let memory = self.memory.without(region.guest_phys, region.size, region.user_addr)?;
+        let key = |r: &Region| (r.guest_phys, r.size, r.user_addr);
+        let regions = self.regions.iter().copied().filter(|r| key(r) != key(&region)).collect();
+        self.use_memory(memory, regions, device);
+        Ok(())
+    }
+
+    /// A ring whose areas are not in the new memory waits, stopped, for memory that has them: a front end that replaces
+    /// a region removes the old one first.
+    fn use_memory(&mut self, memory: GuestMemory, regions: Vec<Region>, device: &mut dyn Device) {
+        for index in 0..self.rings.len() {
+            self.stop_ring(index, device);
+        }
+        self.memory = Arc::new(memory);
+        self.regions = regions;
+        for index in 0..self.rings.len() {
+            if self.rings.get(index).is_some_and(|ring| ring.kick.is_some())
+                && let Err(error) = self.start_ring(index, device)
+            {
+                tracing::debug!(queue = index, %error, "vring waits for its memory");
+            }
+        }
+    }
+}
+
+fn spec(region: Region, fd: OwnedFd) -> RegionSpec {
+    RegionSpec {
+        guest_phys: region.guest_phys,
+        size: region.size,
+        user_addr: region.user_addr,
+        mmap_offset: region.mmap_offset,
+        file: fd.into(),
+    }
+}

@@ -1,0 +1,435 @@
+//! Bytes to requests, answers to bytes.
+//!
+//! Layouts are those of the `vhost` crate; sizes are exact (vhost-user, "Message Specification"). Nothing here
+//! trusts a number from the front end beyond the bytes that came with it.
+
+use vhost::vhost_user::message::{
+    FrontendReq, VhostUserConfig, VhostUserHeaderFlag, VhostUserMemory, VhostUserMemoryRegion,
+    VhostUserSingleMemoryRegion, VhostUserVringAddr, VhostUserVringState,
+};
+use vm_memory::ByteValued;
+
+use super::error::SessionError;
+
+/// Bytes of a header: request, flags, payload size, each 32 bits in the machine's order.
+pub const HEADER_LEN: usize = 12;
+/// Largest payload, bytes. Everything that a network device takes is far smaller.
+pub const MAX_PAYLOAD: u32 = 4096;
+/// Most regions in one SET_MEM_TABLE.
+pub const MAX_TABLE_REGIONS: u32 = 32;
+
+/// Bits 0 to 7 of a kick, call or error message are the vring's number, bit 8 says that no descriptor came with it.
+const NO_FD: u64 = 1 << 8;
+const RING_INDEX: u64 = 0xff;
+
+/// The front of each message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Request number.
+    pub code: u32,
+    /// Whether the front end wants an acknowledgement.
+    pub need_reply: bool,
+    /// Bytes of payload, at most [`MAX_PAYLOAD`].
+    pub size: usize,
+}
+
+impl Header {
+    /// Reads a header.
+    ///
+    /// # Errors
+    /// Wrong version, a reply, unknown flags or too long: the stream cannot be trusted any further.
+    pub fn parse(bytes: [u8; HEADER_LEN]) -> Result<Self, SessionError> {
+        let [code, flags, size] = words(bytes);
+        let version = flags & VhostUserHeaderFlag::VERSION.bits();
+        if version != 1 {
+            return Err(SessionError::Version(version));
+        }
+        if flags & !(VhostUserHeaderFlag::VERSION | VhostUserHeaderFlag::NEED_REPLY).bits() != 0 {
+            return Err(SessionError::Flags(flags));
+        }
+        if size > MAX_PAYLOAD {
+            return Err(SessionError::TooLong(size));
+        }
+        let need_reply = flags & VhostUserHeaderFlag::NEED_REPLY.bits() != 0;
+        Ok(Self { code, need_reply, size: usize::try_from(size).unwrap_or_default() })
+    }
+
+    /// The bytes of a reply to this request with that payload.
+    #[must_use]
+    pub fn reply(self, payload: &[u8]) -> Vec<u8> {
+        let flags = VhostUserHeaderFlag::REPLY.bits() | 1;
+        let size = u32::try_from(payload.len()).unwrap_or_default();
+        let mut bytes = Vec::with_capacity(HEADER_LEN + payload.len());
+        for word in [self.code, flags, size] {
+            bytes.extend_from_slice(&word.to_ne_bytes());
+        }
+        bytes.extend_from_slice(payload);
+        bytes
+    }
+}
+
+fn words(bytes: [u8; HEADER_LEN]) -> [u32; 3] {
+    let [a, b, c, d, e, f, g, h, i, j, k, l] = bytes;
+    [[a, b, c, d], [e, f, g, h], [i, j, k, l]].map(u32::from_ne_bytes)
+}
+
+/// A message as it came in.
+#[derive(Clone, Debug)]
+pub struct Message {
+    /// Its header.
+    pub header: Header,
+    /// As many bytes as the header says.
+    pub payload: Vec<u8>,
+}
+
+/// A memory region as SET_MEM_TABLE, ADD_MEM_REG and REM_MEM_REG describe it; addresses and sizes in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// Guest-physical address.
+    pub guest_phys: u64,
+    /// Size.
+    pub size: u64,
+    /// The front end's own address.
+    pub user_addr: u64,
+    /// Where it starts in the file.
+    pub mmap_offset: u64,
+}
+
+impl From<VhostUserMemoryRegion> for Region {
+    fn from(raw: VhostUserMemoryRegion) -> Self {
+        Self {
+            guest_phys: raw.guest_phys_addr,
+            size: raw.memory_size,
+            user_addr: raw.user_addr,
+            mmap_offset: raw.mmap_offset,
+        }
+    }
+}
+
+/// SET_VRING_ADDR without its index: the front end's own addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingAddresses {
+    /// Bit 0: log writes to the used ring.
+    pub flags: u32,
+    /// Descriptor table.
+    pub desc: u64,
+    /// Avail ring.
+    pub avail: u64,
+    /// Used ring.
+    pub used: u64,
+}
+
+/// A request that a network device understands. Ring numbers are the front end's: not checked yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are those of the specification")]
+pub enum Request {
+    GetFeatures,
+    SetFeatures(u64),
+    SetOwner,
+    ResetOwner,
+    ResetDevice,
+    SetMemTable(Vec<Region>),
+    AddMemReg(Region),
+    RemMemReg(Region),
+    GetMaxMemSlots,
+    SetVringNum { index: u64, num: u32 },
+    SetVringAddr { index: u64, addresses: RingAddresses },
+    SetVringBase { index: u64, base: u32 },
+    GetVringBase { index: u64 },
+    SetVringKick { index: u64, fd: bool },
+    SetVringCall { index: u64, fd: bool },
+    SetVringErr { index: u64, fd: bool },
+    SetVringEnable { index: u64, num: u32 },
+    GetProtocolFeatures,
+    SetProtocolFeatures(u64),
+    GetQueueNum,
+    NetSetMtu(u64),
+    SetBackendReqFd,
+    GetConfig { offset: u32, size: u32, flags: u32 },
+    SetConfig,
+}
+
+impl Request {
+    /// Reads the payload of request `code`.
+    ///
+    /// # Errors
+    /// The request is unknown or not offered, or its payload has the wrong size.
+    pub fn decode(code: u32, payload: &[u8]) -> Result<Self, SessionError> {
+        let request = FrontendReq::try_from(code).map_err(|()| SessionError::UnknownRequest(code))?;
+        Payload { request, bytes: payload }.decode()
+    }
+
+    /// How many file descriptors must come with it, at least and at most.
+    #[must_use]
+    pub fn fds(&self) -> (usize, usize) {
+        match self {
+            Self::SetMemTable(regions) => (regions.len(), regions.len()),
+            Self::AddMemReg(_) | Self::SetBackendReqFd => (1, 1),
+            // Older front ends send the region's file along.
+            Self::RemMemReg(_) => (0, 1),
+            Self::SetVringKick { fd, .. } | Self::SetVringCall { fd, .. } | Self::SetVringErr { fd, .. } => {
+                (usize::from(*fd), usize::from(*fd))
+            }
+            Self::GetFeatures
+            | Self::SetFeatures(_)
+            | Self::SetOwner
+            | Self::ResetOwner
+            | Self::ResetDevice
+            | Self::GetMaxMemSlots
+            | Self::SetVringNum { .. }
+            | Self::SetVringAddr { .. }
+            | Self::SetVringBase { .. }
+            | Self::GetVringBase { .. }
+            | Self::SetVringEnable { .. }
+            | Self::GetProtocolFeatures
+            | Self::SetProtocolFeatures(_)
+            | Self::GetQueueNum
+            | Self::NetSetMtu(_)
+            | Self::GetConfig { .. }
+            | Self::SetConfig => (0, 0),
+        }
+    }
+}
+
+/// The payload of a known request.
+#[derive(Clone, Copy)]
+struct Payload<'a> {
+    request: FrontendReq,
+    bytes: &'a [u8],
+}
+
+impl Payload<'_> {
+    fn decode(self) -> Result<Request, SessionError> {
+        Ok(match self.request {
+            FrontendReq::GET_FEATURES => self.none(Request::GetFeatures)?,
+            FrontendReq::SET_FEATURES => Request::SetFeatures(self.exactly()?),
+            FrontendReq::SET_OWNER => self.none(Request::SetOwner)?,
+            FrontendReq::RESET_OWNER => self.none(Request::ResetOwner)?,
+            FrontendReq::RESET_DEVICE => self.none(Request::ResetDevice)?,
+            FrontendReq::SET_MEM_TABLE => Request::SetMemTable(self.table()?),
+            FrontendReq::ADD_MEM_REG => Request::AddMemReg(self.region()?),
+            FrontendReq::REM_MEM_REG => Request::RemMemReg(self.region()?),
+            FrontendReq::GET_MAX_MEM_SLOTS => self.none(Request::GetMaxMemSlots)?,
+            FrontendReq::GET_PROTOCOL_FEATURES => self.none(Request::GetProtocolFeatures)?,
+            FrontendReq::SET_PROTOCOL_FEATURES => Request::SetProtocolFeatures(self.exactly()?),
+            FrontendReq::GET_QUEUE_NUM => self.none(Request::GetQueueNum)?,
+            FrontendReq::NET_SET_MTU => Request::NetSetMtu(self.exactly()?),
+            FrontendReq::SET_BACKEND_REQ_FD => self.none(Request::SetBackendReqFd)?,
+            FrontendReq::GET_CONFIG => self.config()?,
+            FrontendReq::SET_CONFIG => Request::SetConfig,
+            FrontendReq::SET_VRING_NUM => self.state(|index, num| Request::SetVringNum { index, num })?,
+            FrontendReq::SET_VRING_ADDR => self.addresses()?,
+            FrontendReq::SET_VRING_BASE => self.state(|index, base| Request::SetVringBase { index, base })?,
+            FrontendReq::GET_VRING_BASE => self.state(|index, _| Request::GetVringBase { index })?,
+            FrontendReq::SET_VRING_KICK => self.event(|index, fd| Request::SetVringKick { index, fd })?,
+            FrontendReq::SET_VRING_CALL => self.event(|index, fd| Request::SetVringCall { index, fd })?,
+            FrontendReq::SET_VRING_ERR => self.event(|index, fd| Request::SetVringErr { index, fd })?,
+            FrontendReq::SET_VRING_ENABLE => {
+                self.state(|index, num| Request::SetVringEnable { index, num })?
+            }
+            FrontendReq::SET_LOG_BASE
+            | FrontendReq::SET_LOG_FD
+            | FrontendReq::SEND_RARP
+            | FrontendReq::IOTLB_MSG
+            | FrontendReq::SET_VRING_ENDIAN
+            | FrontendReq::CREATE_CRYPTO_SESSION
+            | FrontendReq::CLOSE_CRYPTO_SESSION
+            | FrontendReq::POSTCOPY_ADVISE
+            | FrontendReq::POSTCOPY_LISTEN
+            | FrontendReq::POSTCOPY_END
+            | FrontendReq::GET_INFLIGHT_FD
+            | FrontendReq::SET_INFLIGHT_FD
+            | FrontendReq::GPU_SET_SOCKET
+            | FrontendReq::VRING_KICK
+            | FrontendReq::SET_STATUS
+            | FrontendReq::GET_STATUS
+            | FrontendReq::GET_SHARED_OBJECT
+            | FrontendReq::SET_DEVICE_STATE_FD
+            | FrontendReq::CHECK_DEVICE_STATE
+            | FrontendReq::GET_SHMEM_CONFIG => return Err(SessionError::NotOffered(self.request)),
+        })
+    }
+
+    fn addresses(self) -> Result<Request, SessionError> {
+        let raw: VhostUserVringAddr = self.exactly()?;
+        let (flags, desc, avail, used) = (raw.flags, raw.descriptor, raw.available, raw.used);
+        let addresses = RingAddresses { flags, desc, avail, used };
+        Ok(Request::SetVringAddr { index: u64::from(raw.index), addresses })
+    }
+
+    fn state(self, make: impl Fn(u64, u32) -> Request) -> Result<Request, SessionError> {
+        let state: VhostUserVringState = self.exactly()?;
+        Ok(make(u64::from(state.index), state.num))
+    }
+
+    fn none(self, request: Request) -> Result<Request, SessionError> {
+        if self.bytes.is_empty() { Ok(request) } else { Err(self.wrong_size()) }
+    }
+
+    fn exactly<T: ByteValued + Default>(self) -> Result<T, SessionError> {
+        read(self.bytes).ok_or_else(|| self.wrong_size())
+    }
+
+    fn event(self, make: impl Fn(u64, bool) -> Request) -> Result<Request, SessionError> {
+        let value: u64 = self.exactly()?;
+        // An index above 255 does not fit beside the flag: it stays one that no vring has.
+        let index = if value & !(RING_INDEX | NO_FD) == 0 { value & RING_INDEX } else { value };
+        Ok(make(index, value & NO_FD == 0))
+    }
+
+    fn region(self) -> Result<Region, SessionError> {
+        let single: VhostUserSingleMemoryRegion = self.exactly()?;
+        Ok(Region::from(*single))
+    }
+
+    fn table(self) -> Result<Vec<Region>, SessionError> {
+        let (count, regions) =
+            self.bytes.split_at_checked(size_of::<VhostUserMemory>()).ok_or_else(|| self.wrong_size())?;
+        let table: VhostUserMemory = read(count).ok_or_else(|| self.wrong_size())?;
+        let count = table.num_regions;
+        if count == 0 || count > MAX_TABLE_REGIONS {
+            return Err(SessionError::Range("number of memory regions", u64::from(count)));
+        }
+        let each = size_of::<VhostUserMemoryRegion>();
+        if usize::try_from(count).ok().and_then(|n| n.checked_mul(each)) != Some(regions.len()) {
+            return Err(self.wrong_size());
+        }
+        let region = |bytes| read::<VhostUserMemoryRegion>(bytes).map(Region::from);
+        regions.chunks_exact(each).map(region).collect::<Option<_>>().ok_or_else(|| self.wrong_size())
+    }
+
+    fn config(self) -> Result<Request, SessionError> {
+        let (head, body) =
+            self.bytes.split_at_checked(size_of::<VhostUserConfig>()).ok_or_else(|| self.wrong_size())?;
+        let head: VhostUserConfig = read(head).ok_or_else(|| self.wrong_size())?;
+        let size = head.size;
+        if usize::try_from(size).ok() != Some(body.len()) {
+            return Err(self.wrong_size());
+        }
+        Ok(Request::GetConfig { offset: head.offset, size, flags: head.flags })
+    }
+
+    fn wrong_size(self) -> SessionError {
+        SessionError::Size { request: self.request, size: self.bytes.len() }
+    }
+}
+
+/// Reads a value from exactly its bytes.
+fn read<T: ByteValued + Default>(bytes: &[u8]) -> Option<T> {
+    let mut value = T::default();
+    if bytes.len() != size_of::<T>() {
+        return None;
+    }
+    value.as_mut_slice().copy_from_slice(bytes);
+    Some(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn header(code: u32, flags: u32, size: u32) -> [u8; HEADER_LEN] {
+        let bytes: Vec<u8> = [code, flags, size].into_iter().flat_map(u32::to_ne_bytes).collect();
+        bytes.try_into().unwrap()
+    }
+
+    fn u64s(values: &[u64]) -> Vec<u8> {
+        values.iter().flat_map(|value| value.to_ne_bytes()).collect()
+    }
+
+    fn u32s(values: &[u32]) -> Vec<u8> {
+        values.iter().flat_map(|value| value.to_ne_bytes()).collect()
+    }
+
+    #[test]
+    fn headers_that_cannot_be_trusted() {
+        let good = Header::parse(header(1, 1, 0)).unwrap();
+        assert_eq!(good, Header { code: 1, need_reply: false, size: 0 });
+        assert!(Header::parse(header(1, 9, 4096)).unwrap().need_reply);
+        let version = |flags| matches!(Header::parse(header(1, flags, 0)), Err(SessionError::Version(_)));
+        assert!(version(0) && version(2) && version(3));
+        let flags = |flags| matches!(Header::parse(header(1, flags, 0)), Err(SessionError::Flags(_)));
+        assert!(flags(5) && flags(0x11) && flags(0x8000_0001));
+        let long = |size| matches!(Header::parse(header(1, 1, size)), Err(SessionError::TooLong(_)));
+        assert!(long(4097) && long(u32::MAX));
+    }
+
+    #[test]
+    fn replies_have_the_request_code_and_the_reply_flag() {
+        let request = Header { code: 17, need_reply: true, size: 0 };
+        assert_eq!(request.reply(&[7, 8]), [header(17, 5, 2).as_slice(), &[7, 8]].concat());
+    }
+
+    #[test]
+    fn decodes_what_front_ends_send() {
+        let region = Region { guest_phys: 1, size: 2, user_addr: 3, mmap_offset: 4 };
+        let addresses = RingAddresses { flags: 0, desc: 10, used: 20, avail: 30 };
+        let table = [u32s(&[2, 0]), u64s(&[1, 2, 3, 4, 1, 2, 3, 4])].concat();
+        let addr = [u32s(&[1, 0]), u64s(&[10, 20, 30, 0])].concat();
+        let config = [u32s(&[2, 4, 1]), vec![0; 4]].concat();
+        let cases = [
+            (1, vec![], Request::GetFeatures),
+            (2, u64s(&[5]), Request::SetFeatures(5)),
+            (5, table, Request::SetMemTable(vec![region, region])),
+            (8, u32s(&[1, 256]), Request::SetVringNum { index: 1, num: 256 }),
+            (9, addr, Request::SetVringAddr { index: 1, addresses }),
+            (10, u32s(&[1, 7]), Request::SetVringBase { index: 1, base: 7 }),
+            (11, u32s(&[1, 0]), Request::GetVringBase { index: 1 }),
+            (12, u64s(&[3]), Request::SetVringKick { index: 3, fd: true }),
+            (13, u64s(&[0x103]), Request::SetVringCall { index: 3, fd: false }),
+            (14, u64s(&[0x200]), Request::SetVringErr { index: 0x200, fd: true }),
+            (18, u32s(&[u32::MAX, 1]), Request::SetVringEnable { index: 0xffff_ffff, num: 1 }),
+            (24, config, Request::GetConfig { offset: 2, size: 4, flags: 1 }),
+            (37, u64s(&[0, 1, 2, 3, 4]), Request::AddMemReg(region)),
+        ];
+        for (code, payload, wanted) in cases {
+            assert_eq!(Request::decode(code, &payload).unwrap(), wanted);
+        }
+    }
+
+    #[test]
+    fn refuses_wrong_sizes_and_counts() {
+        let region = u64s(&[0, 0x1000, 0, 0]);
+        let table = |count, regions: usize| [u32s(&[count, 0]), region.repeat(regions)].concat();
+        let cases: [(u32, Vec<u8>); 18] = [
+            (1, vec![0]),
+            (2, vec![0; 7]),
+            (2, vec![0; 9]),
+            (5, vec![]),
+            (5, vec![1, 0, 0, 0]),
+            (5, table(0, 0)),
+            (5, table(1, 2)),
+            (5, table(2, 1)),
+            (5, table(33, 33)),
+            (5, table(u32::MAX, 1)),
+            (8, vec![0; 12]),
+            (9, vec![0; 32]),
+            (24, vec![0; 11]),
+            (24, [u32s(&[0, u32::MAX, 0]), vec![0; 4]].concat()),
+            (37, vec![0; 32]),
+            (0, vec![]),
+            (45, vec![]),
+            (6, vec![0; 16]),
+        ];
+        for (code, payload) in cases {
+            assert!(Request::decode(code, &payload).is_err(), "{code} {payload:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(code in 0_u32..64, payload in proptest::collection::vec(any::<u8>(), 0..2048)) {
+            if let Ok(Request::SetMemTable(regions)) = Request::decode(code, &payload) {
+                prop_assert!(regions.len() * 32 + 8 == payload.len());
+            }
+        }
+
+        #[test]
+        fn headers_never_panic(bytes in any::<[u8; HEADER_LEN]>()) {
+            if let Ok(header) = Header::parse(bytes) {
+                prop_assert!(header.size <= 4096);
+            }
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! The messages about vrings.
+//!
+//! Stopped and started, disabled and enabled are independent (vhost-user, "Ring states"). Started: from SET_VRING_KICK to
+//! GET_VRING_BASE. Enabled: by SET_VRING_ENABLE, or from the start where protocol features were not negotiated.
+
+use std::os::fd::OwnedFd;
+
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+
+use super::error::SessionError;
+use super::eventfd;
+use super::features::PROTOCOL_FEATURES;
+use super::message::RingAddresses;
+use super::session::{Answer, Session};
+use crate::port::Device;
+use crate::vring::RingSetup;
+
+/// Largest vring, entries (virtio 1.2, section 2.7).
+const MAX_SIZE: u32 = 32768;
+
+/// How the guest says that there is work.
+#[derive(Debug)]
+pub(super) enum Kick {
+    /// It does not: the ring is polled.
+    Poll,
+    /// By this eventfd.
+    Event(OwnedFd),
+}
+
+/// What the front end said about one vring.
+#[derive(Debug, Default)]
+pub(super) struct Ring {
+    size: Option<u16>,
+    addresses: Option<RingAddresses>,
+    base: u16,
+    /// There while the ring is started.
+    pub(super) kick: Option<Kick>,
+    call: Option<OwnedFd>,
+    enabled: Option<bool>,
+    /// Whether the device has it: started, and its areas are in guest memory.
+    running: bool,
+}
+
+impl Ring {
+    pub(super) fn is_running(&self) -> bool {
+        self.running
+    }
+}
+
+impl Session {
+    pub(super) fn set_vring_num(
+        &mut self,
+        index: u64,
+        num: u32,
+        device: &mut dyn Device,
+    ) -> Result<(), SessionError> {
+        let index = self.ring_index(index)?;
+        let out_of_range = SessionError::Range("vring size", u64::from(num));
+        let size = u16::try_from(num).ok().filter(|size| size.is_power_of_two() && num <= MAX_SIZE);
+        let size = size.ok_or(out_of_range)?;
+        self.stop_for_setup(index, "the size", device)?;
+        self.ring(index)?.size = Some(size);
+        Ok(())
+    }
+
+    pub(super) fn set_vring_base(
+        &mut self,
+        index: u64,
+        base: u32,
+        device: &mut dyn Device,
+    ) -> Result<(), SessionError> {
+        let index = self.ring_index(index)?;
+        let base = u16::try_from(base).map_err(|_| SessionError::Range("vring base", u64::from(base)))?;
+        self.stop_for_setup(index, "the base", device)?;
+        self.ring(index)?.base = base;
+        Ok(())
+    }
+
+    pub(super) fn set_vring_addr(
+        &mut self,
+        index: u64,
+        addresses: RingAddresses,
+        device: &mut dyn Device,
+    ) -> Result<(), SessionError> {
+        let index = self.ring_index(index)?;
+        // The only flag asks for a dirty log, which is not offered.
+        if addresses.flags != 0 {
+            return Err(SessionError::Range("vring flags", u64::from(addresses.flags)));
+        }
+        let ring = self.ring(index)?;
+        let size = ring.size.ok_or(SessionError::Missing("size", index))?;
+        if ring.addresses == Some(addresses) && ring.running {
+            return Ok(());
+        }
+        self.areas(addresses, size)?;
+        self.stop_for_setup(index, "the addresses", device)?;
+        self.ring(index)?.addresses = Some(addresses);
+        Ok(())
+    }
+
+    pub(super) fn set_vring_enable(
+        &mut self,
+        index: u64,
+        num: u32,
+        device: &mut dyn Device,
+    ) -> Result<(), SessionError> {
+        let index = self.ring_index(index)?;
+        if !self.has_protocol_features() {
+            return Err(SessionError::NoProtocolFeatures);
+        }
+        if num > 1 {
+            return Err(SessionError::Range("vring enable", u64::from(num)));
+        }
+        let enabled = num == 1;
+        let before = self.is_enabled(index);
+        let ring = self.ring(index)?;
+        ring.enabled = Some(enabled);
+        if ring.running && enabled != before {
+            device.enable(index, enabled);
+        }
+        Ok(())
+    }
+
+    pub(super) fn set_vring_kick(
+        &mut self,
+        index: u64,
+        fds: Vec<OwnedFd>,
+        device: &mut dyn Device,
+    ) -> Result<(), SessionError> {
+        let index = self.ring_index(index)?;
+        let kick = match fds.into_iter().next() {
+            Some(fd) => Kick::Event(eventfd::accept(fd)?),
+            None => Kick::Poll,
+        };
+        // A kick replaces the one before: the old eventfd must not be listened to any more.
+        self.stop_ring(index, device);
+        self.ring(index)?.kick = Some(kick);
+        let started = self.start_ring(index, device);
+        if started.is_err() {
+            self.ring(index)?.kick = None;
+        }
+        started
+    }
+
+    pub(super) fn set_vring_call(
+        &mut self,
+        index: u64,
+        fds: Vec<OwnedFd>,
+        device: &mut dyn Device,
+    ) -> Result<(), SessionError> {
+        let index = self.ring_index(index)?;
+        let call = fds.into_iter().next().map(eventfd::accept).transpose()?;
+        let ring = self.ring(index)?;
+        if ring.running {
+            device.set_call(index, copy(call.as_ref())?);
+        }
+        ring.call = call;
+        Ok(())
+    }
+
+    /// The descriptor is checked and closed: a ring that breaks ends the connection, which the front end cannot miss.
+    pub(super) fn set_vring_err(&mut self, index: u64, fds: Vec<OwnedFd>) -> Result<(), SessionError> {
+        self.ring_index(index)?;
+        fds.into_iter().try_for_each(|fd| eventfd::accept(fd).map(drop))
+    }
+
+    /// Stops the ring; the base is exact, and what was set up with it is forgotten but its size, addresses and enabling.
+    pub(super) fn get_vring_base(
+        &mut self,
+        index: u64,
+        device: &mut dyn Device,
+    ) -> Result<Answer, SessionError> {
+        let index = self.ring_index(index)?;
+        self.stop_ring(index, device);
+        let ring = self.ring(index)?;
+        ring.kick = None;
+        ring.call = None;
+        let number = u32::try_from(index).unwrap_or_default();
+        let state = [number, u32::from(ring.base)];
+        Ok(Answer::Payload(state.into_iter().flat_map(u32::to_ne_bytes).collect()))
+    }
+
+    /// Makes a ring ready for a change that a running one must not see.
+    ///
+    /// A disabled ring is stopped: Cloud Hypervisor resets a device by disabling its rings and no more. An enabled one
+    /// refuses.
+    pub(super) fn stop_for_setup(
+        &mut self,
+        index: usize,
+        what: &'static str,
+        device: &mut dyn Device,
+    ) -> Result<(), SessionError> {
+        if self.ring(index)?.kick.is_none() {
+            return Ok(());
+        }
+        self.refuse_while_busy(index, what)?;
+        self.stop_ring(index, device);
+        self.ring(index)?.kick = None;
+        Ok(())
+    }
+
+    /// Refuses if the ring is both started and enabled.
+    pub(super) fn refuse_while_busy(&self, index: usize, what: &'static str) -> Result<(), SessionError> {
+        let started = self.rings.get(index).is_some_and(|ring| ring.kick.is_some());
+        if started && self.is_enabled(index) { Err(SessionError::Running(what, index)) } else { Ok(()) }
+    }
+
+    /// Takes the ring from the device, if it has it, and keeps the base where it stopped.
+    pub(super) fn stop_ring(&mut self, index: usize, device: &mut dyn Device) {
+        let Some(ring) = self.rings.get_mut(index).filter(|ring| ring.running) else { return };
+        ring.running = false;
+        if let Some(base) = device.stop(index) {
+            ring.base = base;
+        }
+    }
+
+    /// Gives a started ring to the device.
+    pub(super) fn start_ring(&mut self, index: usize, device: &mut dyn Device) -> Result<(), SessionError> {
+        let features = self.features.ok_or(SessionError::Missing("features", index))?;
+        let ring = self.rings.get(index).ok_or(SessionError::Missing("place", index))?;
+        let size = ring.size.ok_or(SessionError::Missing("size", index))?;
+        let addresses = ring.addresses.ok_or(SessionError::Missing("addresses", index))?;
+        let [desc, avail, used] = self.areas(addresses, size)?;
+        let kick = match &ring.kick {
+            Some(Kick::Event(fd)) => copy(Some(fd))?,
+            Some(Kick::Poll) => None,
+            None => return Err(SessionError::Missing("kick", index)),
+        };
+        let (base, call, memory) = (ring.base, copy(ring.call.as_ref())?, self.memory.clone());
+        let setup = RingSetup { size, desc, avail, used, base, memory, features, kick, call };
+        device.start(index, setup, self.is_enabled(index))?;
+        self.ring(index)?.running = true;
+        Ok(())
+    }
+
+    /// Guest-physical addresses of the descriptor table, the avail ring and the used ring.
+    ///
+    /// Sizes and alignments: virtio 1.2, section 2.7; both rings end with an event index if that was negotiated.
+    fn areas(&self, addresses: RingAddresses, size: u16) -> Result<[u64; 3], SessionError> {
+        let size = u64::from(size);
+        let event_idx = self.features.unwrap_or_default() & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        let rest = if event_idx { 6 } else { 4 };
+        let areas = [
+            ("descriptor table", addresses.desc, 16 * size, 16),
+            ("avail ring", addresses.avail, rest + 2 * size, 2),
+            ("used ring", addresses.used, rest + 8 * size, 4),
+        ];
+        let mut found = [(0, 0); 3];
+        for ((name, user, len, align), place) in areas.into_iter().zip(&mut found) {
+            let guest = self.memory.user_to_guest(user, len).filter(|guest| guest % align == 0);
+            *place = (guest.ok_or(SessionError::RingArea(name, user))?, len);
+        }
+        let [desc, avail, used] = found;
+        let apart =
+            |a: (u64, u64), b: (u64, u64)| a.0.saturating_add(a.1) <= b.0 || b.0.saturating_add(b.1) <= a.0;
+        if !(apart(desc, avail) && apart(avail, used) && apart(used, desc)) {
+            return Err(SessionError::RingArea("vring", addresses.desc));
+        }
+        Ok(found.map(|(guest, _)| guest))
+    }
+
+    fn is_enabled(&self, index: usize) -> bool {
+        let said = self.rings.get(index).and_then(|ring| ring.enabled);
+        said.unwrap_or(self.features.unwrap_or_default() & PROTOCOL_FEATURES == 0)
+    }
+
+    fn ring_index(&self, index: u64) -> Result<usize, SessionError> {
+        let known = usize::try_from(index).ok().filter(|index| *index < self.rings.len());
+        known.ok_or(SessionError::NoSuchRing(index))
+    }
+
+    fn ring(&mut self, index: usize) -> Result<&mut Ring, SessionError> {
+        let unknown = SessionError::NoSuchRing(u64::try_from(index).unwrap_or(u64::MAX));
+        self.rings.get_mut(index).ok_or(unknown)
+    }
+}
+
+/// The session keeps its own copy: memory may change, and the ring be started again.
+fn copy(fd: Option<&OwnedFd>) -> Result<Option<OwnedFd>, SessionError> {
+    fd.map(OwnedFd::try_clone).transpose().map_err(SessionError::Fd)
+}

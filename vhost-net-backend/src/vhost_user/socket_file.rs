@@ -1,0 +1,152 @@
+//! A port's socket in the file system: who may reach it, and what may lie in its place.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, Gid, Mode, chmod, chownat};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+};
+
+/// Connections that may wait to be accepted. One VMM serves a socket; the rest are turned away.
+const BACKLOG: i32 = 16;
+
+/// Creates the socket at `path`, mode 0660, in a directory of mode 0750, both of that group if it can be given.
+///
+/// # Errors
+/// The path or its directory is a symbolic link or belongs to somebody else, something answers on the socket, or the
+/// kernel refuses. The message names the path.
+pub(super) fn create(path: &Path, group: Option<u32>) -> io::Result<UnixListener> {
+    let naming = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
+    prepare_directory(path, group).and_then(|()| make_room(path)).map_err(naming)?;
+    let listener = || -> Result<OwnedFd, Errno> {
+        let socket = unix_socket()?;
+        bind(&socket, &SocketAddrUnix::new(path)?)?;
+        // Nobody can connect before `listen`, so the mode is right from the first connection on.
+        chmod(path, Mode::from_raw_mode(0o660))?;
+        give_to(path, group);
+        listen(&socket, BACKLOG)?;
+        Ok(socket)
+    };
+    Ok(UnixListener::from(listener().map_err(|e| naming(e.into()))?))
+}
+
+/// The number of a group in `/etc/group`.
+pub(super) fn group_id(name: &str) -> Option<u32> {
+    find_group(&fs::read_to_string("/etc/group").ok()?, name)
+}
+
+fn find_group(file: &str, name: &str) -> Option<u32> {
+    let id_of = |line: &str| {
+        let mut fields = line.split(':');
+        (fields.next()? == name).then(|| fields.nth(1))?.and_then(|id| id.parse().ok())
+    };
+    file.lines().find_map(id_of)
+}
+
+fn unix_socket() -> Result<OwnedFd, Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+}
+
+fn prepare_directory(path: &Path, group: Option<u32>) -> io::Result<()> {
+    let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    match DirBuilder::new().mode(0o750).recursive(true).create(directory) {
+        // A symbolic link to a directory is found below.
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(e) => return Err(e),
+    }
+    let found = fs::symlink_metadata(directory)?;
+    if !found.is_dir() {
+        return Err(io::Error::new(io::ErrorKind::NotADirectory, "its directory is not a directory"));
+    }
+    if found.uid() != rustix::process::geteuid().as_raw() {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "its directory belongs to another user"));
+    }
+    chmod(directory, Mode::from_raw_mode(0o750))?;
+    give_to(directory, group);
+    Ok(())
+}
+
+/// Only a socket on which nothing answers may be removed.
+fn make_room(path: &Path) -> io::Result<()> {
+    let found = match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => found?,
+    };
+    if !found.file_type().is_socket() {
+        return Err(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            "something that is not a socket is in its place",
+        ));
+    }
+    match connect(&unix_socket()?, &SocketAddrUnix::new(path)?) {
+        Err(Errno::CONNREFUSED) => fs::remove_file(path),
+        Err(Errno::NOENT) => Ok(()),
+        Ok(()) | Err(Errno::AGAIN) => {
+            Err(io::Error::new(io::ErrorKind::AddrInUse, "another process serves this socket"))
+        }
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Without the right to do so, or without the group, only our own user reaches the socket: not an error.
+fn give_to(path: &Path, group: Option<u32>) {
+    let Some(group) = group else { return };
+    if let Err(error) = chownat(CWD, path, None, Some(Gid::from_raw(group)), AtFlags::SYMLINK_NOFOLLOW) {
+        tracing::warn!(path = %path.display(), group, %error, "cannot give the socket to its group");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn makes_a_socket_that_the_group_may_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("acme").join("web1.0.sock");
+        let _listener = create(&path, None).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o660);
+        assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o777, 0o750);
+        assert!(UnixStream::connect(&path).is_ok());
+    }
+
+    #[test]
+    fn removes_a_stale_socket_but_not_a_live_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        drop(UnixListener::bind(&path).unwrap());
+        let _live = create(&path, None).unwrap();
+        assert_eq!(create(&path, None).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn refuses_links_and_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("target");
+        fs::create_dir(&target).unwrap();
+        fs::write(target.join("file"), "keep").unwrap();
+        std::os::unix::fs::symlink(&target, dir.path().join("link")).unwrap();
+        std::os::unix::fs::symlink(target.join("file"), target.join("s")).unwrap();
+        for path in ["link/s", "target/s", "target/file"] {
+            assert!(create(&dir.path().join(path), None).is_err(), "{path}");
+        }
+        assert_eq!(fs::read_to_string(target.join("file")).unwrap(), "keep");
+    }
+
+    #[test]
+    fn finds_groups() {
+        let file = "root:x:0:\nkvmx:x:1:\nkvm:x:108:a,b\nbad:x:y:\n";
+        for (name, wanted) in [("root", Some(0)), ("kvm", Some(108)), ("bad", None), ("none", None)] {
+            assert_eq!(find_group(file, name), wanted, "{name}");
+        }
+    }
+}
