@@ -1,3 +1,5 @@
 //! `vmrouter`: the daemon and its command line.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    vhost_net_backend::cli::vmrouter::main()
+}

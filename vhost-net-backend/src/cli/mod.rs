@@ -1,1 +1,29 @@
-//! Command lines of the two binaries.
+//! Command lines of the two binaries: one module a command.
+//!
+//! `vmrouter` ([`vmrouter`]): run, check, schema, attach, demo. `packet-stats` ([`packet_stats`]): where did every packet
+//! go? The binaries only call `main` of their module and end with the exit code it returns. A command makes a
+//! [`Page`] or a [`Failure`]; printing is done in one place.
+
+pub mod attach;
+pub mod check;
+pub mod demo;
+pub mod drops;
+pub mod exit;
+pub mod explain;
+pub mod logging;
+pub mod notify;
+pub mod offloads;
+pub mod packet_stats;
+pub mod paint;
+pub mod routes;
+pub mod run;
+pub mod run_dir;
+pub mod schema;
+pub mod source;
+pub mod stats;
+pub mod table;
+pub mod text;
+pub mod vm;
+pub mod vmrouter;
+
+pub use exit::{Exit, Failure, Page};

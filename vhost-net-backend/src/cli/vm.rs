@@ -1,0 +1,123 @@
+//! `packet-stats vm V`: all about one VM.
+
+use super::packet_stats::{Context, is_vm, json};
+use super::text::{binary, count, safe, wrap};
+use super::{Failure, Page, stats};
+use crate::control::api::{Counts, PortInfo, Ports, Vm, VmNic};
+use crate::control::client;
+
+/// The page. `name` is `VM` or `TENANT/VM`; a short name that several tenants use shows each of them.
+///
+/// # Errors
+/// When the daemon is not running or has no such VM.
+pub fn page(context: &Context, name: &str) -> Result<Page, Failure> {
+    let ports: Ports = client::get(&context.run_dir, "/v1/ports")?;
+    let mut paths: Vec<(String, String)> = Vec::new();
+    for port in ports.ports {
+        let (Some(tenant), Some(vm)) = (port.port.tenant, port.port.vm) else { continue };
+        let wanted = is_vm(name, Some(&tenant), Some(&vm)) && context.wants(Some(&tenant), Some(&vm));
+        let path = (tenant, vm);
+        if wanted && !paths.contains(&path) {
+            paths.push(path);
+        }
+    }
+    if paths.is_empty() {
+        return Err(Failure::failed(format!("no VM {}", safe(name))));
+    }
+    let ask = |(tenant, vm): &(String, String)| {
+        let (tenant, vm) = (legal_name("tenant", tenant)?, legal_name("VM", vm)?);
+        Ok(client::get(&context.run_dir, &format!("/v1/vm/{tenant}/{vm}"))?)
+    };
+    let vms: Vec<Vm> = paths.iter().map(ask).collect::<Result<_, Failure>>()?;
+    Ok(Page::of(match (context.json, vms.as_slice()) {
+        (true, [vm]) => json(vm)?,
+        (true, vms) => json(&vms)?,
+        (false, vms) => vms.iter().map(|vm| text(context, vm)).collect::<Vec<_>>().join("\n"),
+    }))
+}
+
+/// A name that can be part of a resource's path: the topology allows no other.
+pub(crate) fn legal_name<'n>(what: &str, name: &'n str) -> Result<&'n str, Failure> {
+    let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if !name.is_empty() && name.chars().all(legal) {
+        return Ok(name);
+    }
+    Err(Failure::failed(format!("no such {what}: {}", safe(name))))
+}
+
+fn text(context: &Context, vm: &Vm) -> String {
+    let spec = format!("{}, {}", count(usize::try_from(vm.vcpus).unwrap_or(0), "vCPU"), binary(vm.memory));
+    let customer = if vm.customer.is_empty() { String::new() } else { format!(" ({})", safe(&vm.customer)) };
+    let mut out = format!("{}/{}{customer}: {spec}\n", safe(&vm.tenant), safe(&vm.vm));
+    for nic in &vm.nics {
+        out.push('\n');
+        out.push_str(&nic_text(context, nic));
+    }
+    out
+}
+
+fn nic_text(context: &Context, VmNic { info, counts }: &VmNic) -> String {
+    let (state, tone) = stats::state(info.state);
+    let mut out = format!("{}  {}\n", safe(&info.port.name), context.paint.paint(state, tone));
+    let mut line = |key: &str, value: String| {
+        let value = wrap(&safe(&value), 14, context.width);
+        out.push_str(&format!("  {key:<11} {}", value.trim_start()));
+    };
+    line("mac", info.mac.clone().unwrap_or_default());
+    line("addresses", info.addresses.join(", "));
+    let network = info.network.as_deref().unwrap_or("-");
+    line("network", format!("{network}, MTU {}, {}", info.mtu, count(usize::from(info.queues), "queue pair")));
+    line("socket", info.socket.clone().unwrap_or_default());
+    for (key, value) in session(info) {
+        line(key, value);
+    }
+    for (key, value) in counted(counts) {
+        line(key, value);
+    }
+    out
+}
+
+fn session(info: &PortInfo) -> Vec<(&'static str, String)> {
+    let mut lines = Vec::new();
+    let connects = count(usize::try_from(info.connects).unwrap_or(usize::MAX), "connection");
+    lines.push(match info.peer {
+        Some(peer) => ("vmm", format!("pid {}, uid {} ({connects} so far)", peer.pid, peer.uid)),
+        None => ("vmm", format!("not connected ({connects} so far)")),
+    });
+    if info.peer.is_some() {
+        lines.push(("features", info.features.join(" ")));
+        lines.push(("memory", format!("{} in {}", binary(info.memory), count(info.regions, "region"))));
+        let ring = |ring: &crate::port::RingStatus| {
+            let kind = if ring.index % 2 == 0 { "receive" } else { "transmit" };
+            let state = if ring.enabled { "" } else { ", disabled" };
+            format!("{} {kind} ({} entries{state})", ring.index, ring.size)
+        };
+        lines.push(("vrings", info.rings.iter().map(ring).collect::<Vec<_>>().join(", ")));
+    }
+    if let Some(mtu) = info.negotiated_mtu {
+        lines.push(("front end", format!("set MTU {mtu}")));
+    }
+    if info.faults > 0 {
+        lines.push(("faults", info.faults.to_string()));
+    }
+    if let Some(error) = &info.last_error {
+        lines.push(("last error", error.clone()));
+    }
+    lines
+}
+
+fn counted(counts: &Counts) -> Vec<(&'static str, String)> {
+    let mut lines = vec![
+        ("received", format!("{} frames, {} bytes", counts.received, counts.received_bytes)),
+        ("to VM", counts.delivered_vm.to_string()),
+        ("uplink", counts.delivered_uplink.to_string()),
+        ("consumed", counts.consumed.to_string()),
+    ];
+    let drops: Vec<_> = counts.drops.iter().map(|(reason, n)| format!("{reason} {n}")).collect();
+    lines.push(("drops", if drops.is_empty() { "0".to_owned() } else { drops.join(", ") }));
+    lines.push(("held", counts.held.to_string()));
+    lines.push(("balance", counts.balance.to_string()));
+    lines.push(("emitted", format!("{} frames, {} bytes", counts.emitted, counts.emitted_bytes)));
+    lines.push(("refused", format!("{} frames of others", counts.refused)));
+    lines
+}
