@@ -71,6 +71,7 @@ drop_reasons! {
     RxNotConnected = "rx.not_connected", "The receiving VM has no driver running: powered off, booting or rebooting.", "Start the VM; packet-stats vm shows its state.";
     RxRingFull = "rx.ring_full", "The receiving guest had offered no buffer.", "The guest is too slow or its ring too small: rx_queue_size=1024, more queues.";
     RxBadBuffer = "rx.bad_buffer", "The receiving guest had offered a buffer that is not a legal one.", "A defect of the receiving guest's driver; look at that VM.";
+    RxBufferSmall = "rx.buffer_small", "The receiving guest's buffers are smaller than the frame, and its driver does not merge buffers.", "Give both NICs the same `mtu`, or use a driver with mergeable receive buffers.";
     UplinkDown = "uplink.down", "The uplink's device is down or gone.", "Bring the device up: ip link set DEVICE up.";
     UplinkBusy = "uplink.busy", "The kernel's queue behind the uplink was full.", "The receiving side is too slow; raise txqueuelen.";
     UplinkError = "uplink.error", "The kernel refused the frame.", "See the daemon's log for the error.";

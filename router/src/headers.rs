@@ -7,6 +7,8 @@ use crate::vnet::VnetHeader;
 /// as `headers.too_long`.
 pub const PEEK: usize = 192;
 
+const PEEK_U32: u32 = 192;
+
 /// The header snapshot of one frame.
 #[derive(Clone, Debug)]
 pub struct Headers {
@@ -52,6 +54,15 @@ impl Headers {
         offload: Offload::NONE,
         fragment_mtu: 0,
     };
+
+    /// Makes room for a frame of `frame_len` bytes, whose first [`Self::len`] bytes are then copied into `bytes`.
+    pub fn begin(&mut self, vnet: VnetHeader, frame_len: u32) {
+        self.vnet = vnet;
+        self.frame_len = frame_len;
+        self.len = u16::try_from(frame_len.min(PEEK_U32)).unwrap_or(0);
+        self.offload = Offload::NONE;
+        self.fragment_mtu = 0;
+    }
 
     /// A snapshot of a whole frame in memory of ours.
     #[must_use]

@@ -1,7 +1,7 @@
 //! Where does this packet go?
 //!
 //! # Theory of operation
-//! The daemon copies the headers of a frame out of guest memory once, into [`Headers`]. [`forward`] reads
+//! The daemon copies the headers of a frame out of guest memory once, into [`Headers`]. [`forward()`] reads
 //! that copy, decides, writes the new Ethernet header and TTL into it, and returns a [`Verdict`]. The daemon
 //! then moves the bytes: the same copy, followed by the payload that nobody here looked at.
 //!
@@ -12,21 +12,34 @@
 //! what-if questions ([`Trace`]).
 //!
 //! Frames that the router itself originates are built on the cold path, by [`reply`]: ARP and neighbour
-//! answers, router advertisements, ICMP errors. Work that a receiver's missing offload demands is done by
+//! answers, router advertisements, ICMP errors, each limited a port ([`rate_limit`]). Work that a receiver's missing offload demands is done by
 //! [`offload`] (what a receiver can take) and [`segment`] (cutting and checksumming in software).
 
 #![forbid(unsafe_code)]
 
+mod address;
+mod bytes;
+pub mod checksum;
 pub mod drop_reason;
+mod extension;
 pub mod fib;
 pub mod forward;
 pub mod headers;
 pub mod ids;
 pub mod offload;
+mod own;
+mod parse;
+pub mod rate_limit;
 pub mod reply;
+mod rewrite;
+#[cfg(test)]
+mod samples;
 pub mod segment;
 pub mod snapshot;
+mod source;
 pub mod state;
+#[cfg(test)]
+mod testing;
 pub mod trace;
 pub mod verdict;
 pub mod vnet;
@@ -36,7 +49,7 @@ pub use forward::forward;
 pub use headers::{Headers, PEEK};
 pub use ids::{PortId, RuleId, TenantId};
 pub use offload::{Offload, OffloadCaps};
-pub use snapshot::Snapshot;
+pub use snapshot::{RouteInfo, RouteKind, Snapshot};
 pub use state::WorkerState;
 pub use trace::{NoTrace, Trace};
 pub use verdict::{Answer, Verdict};

@@ -1,11 +1,16 @@
 //! Everything that a decision reads, built once from the topology and never changed.
 
+mod build;
+mod routes;
+
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use topology::{Mac, Place, Topology};
+use topology::{Mac, Place};
 
-use crate::ids::{PortId, TenantId};
+pub use self::routes::{RouteInfo, RouteKind};
+use crate::fib::{Fib, PrefixTable};
+use crate::ids::{PortId, RuleId, TenantId};
 
 /// The configuration as the packet path sees it.
 #[derive(Debug)]
@@ -27,6 +32,8 @@ pub struct Port {
     pub name: String,
     /// Largest layer-3 packet, bytes.
     pub mtu: u16,
+    /// Where the file defines it.
+    pub rule: RuleId,
     /// Which of the two.
     pub kind: PortKind,
 }
@@ -68,6 +75,8 @@ pub struct UplinkPort {
     pub peer_mac: Mac,
     /// Which tenant a packet from outside is for: subnets that this uplink serves.
     pub serves: Vec<(IpNet, TenantId)>,
+    /// The same as a table, with what VMs behind the uplink route: who has an address, seen from outside.
+    pub behind: Box<PrefixTable<TenantId>>,
 }
 
 /// A customer's own routing table.
@@ -77,6 +86,8 @@ pub struct Vrf {
     pub tenant: String,
     /// Its networks: gateways and subnets.
     pub networks: Vec<Network>,
+    /// Its forwarding table.
+    pub fib: Fib,
 }
 
 /// A routed network of a tenant.
@@ -91,22 +102,28 @@ pub struct Network {
 }
 
 impl Snapshot {
-    /// Builds it. `uplink_macs` holds the peer MAC of each uplink, in the order of `topology.uplinks`;
-    /// a missing one counts as all zeros.
-    #[must_use]
-    pub fn build(topology: &Topology, uplink_macs: &[Mac]) -> Self {
-        let _ = uplink_macs;
-        Self {
-            router_mac: topology.router.mac,
-            ports: Vec::new(),
-            vrfs: Vec::new(),
-            rules: vec![Place::default()],
-        }
-    }
-
     /// The port of that id. Ids come from this snapshot, so there is one.
     #[must_use]
     pub fn port(&self, id: PortId) -> Option<&Port> {
         self.ports.get(id.index())
+    }
+
+    /// The tenant's routing table. Ids come from this snapshot, so there is one.
+    #[must_use]
+    pub fn vrf(&self, id: TenantId) -> Option<&Vrf> {
+        self.vrfs.get(id.index())
+    }
+
+    /// The network that a NIC is on.
+    #[must_use]
+    pub fn network(&self, nic: &NicPort) -> Option<&Network> {
+        self.vrf(nic.tenant)?.networks.get(nic.network)
+    }
+
+    /// The place in the topology file of a rule; `None` for [`RuleId::BUILT_IN`].
+    #[must_use]
+    pub fn place(&self, rule: RuleId) -> Option<Place> {
+        let index = usize::try_from(rule.0).ok()?;
+        self.rules.get(index).copied().filter(|_| rule != RuleId::BUILT_IN)
     }
 }

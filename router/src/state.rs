@@ -1,16 +1,97 @@
 //! What one worker keeps between packets: rate limits and the link-local addresses that guests use.
 
+use std::collections::HashMap;
+use std::net::Ipv6Addr;
+
+use crate::ids::PortId;
+use crate::rate_limit::ReplyLimits;
 use crate::snapshot::Snapshot;
+
+/// Link-local addresses that are learned for one port, beside the one that follows from its MAC.
+pub const LEARNED_PER_PORT: usize = 2;
 
 /// One worker's own state; nothing here is shared.
 #[derive(Debug, Default)]
-pub struct WorkerState {}
+pub struct WorkerState {
+    /// How often the router may speak by itself, a port.
+    pub replies: ReplyLimits,
+    /// The MTU of the egress that was too small, bytes of layer 3: set right before
+    /// [`crate::DropReason::MtuExceeded`], for the ICMP error about it.
+    pub last_mtu: u16,
+    learned: Vec<Learned>,
+}
+
+/// What was learned on one port.
+#[derive(Debug, Default)]
+struct Learned {
+    /// The port's name: a new snapshot may number the ports differently.
+    port: String,
+    addresses: [Option<Ipv6Addr>; LEARNED_PER_PORT],
+}
 
 impl WorkerState {
     /// Fresh state for that snapshot.
     #[must_use]
     pub fn new(snapshot: &Snapshot) -> Self {
-        let _ = snapshot;
-        Self {}
+        let mut state = Self::default();
+        state.adopt(snapshot);
+        state
+    }
+
+    /// Follows a new snapshot: what was learned stays with the port of that name.
+    pub fn adopt(&mut self, snapshot: &Snapshot) {
+        let mut old: HashMap<_, _> = self.learned.drain(..).map(|l| (l.port, l.addresses)).collect();
+        let learned = snapshot.ports.iter().map(|port| Learned {
+            port: port.name.clone(),
+            addresses: old.remove(&port.name).unwrap_or_default(),
+        });
+        self.learned = learned.collect();
+    }
+
+    /// Forgets what was learned on a port: its guest was reset, and the next one may choose other addresses.
+    pub fn forget(&mut self, port: PortId) {
+        if let Some(learned) = self.learned.get_mut(port.index()) {
+            learned.addresses = [None; LEARNED_PER_PORT];
+        }
+    }
+
+    /// Whether the port is known to use that link-local address.
+    pub(crate) fn knows(&self, port: PortId, address: Ipv6Addr) -> bool {
+        self.learned.get(port.index()).is_some_and(|learned| learned.addresses.contains(&Some(address)))
+    }
+
+    /// Learns that link-local address of a port; `false` when it has its fill of others.
+    pub(crate) fn learn(&mut self, port: PortId, address: Ipv6Addr) -> bool {
+        if self.knows(port, address) {
+            return true;
+        }
+        let free = self
+            .learned
+            .get_mut(port.index())
+            .and_then(|learned| learned.addresses.iter_mut().find(|slot| slot.is_none()));
+        free.map(|slot| *slot = Some(address)).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{DB, WEB, ip, snapshot, topology};
+
+    #[test]
+    fn learns_two_and_keeps_them_by_name() {
+        let snapshot = snapshot();
+        let mut state = WorkerState::new(&snapshot);
+        let [a, b, c] = ["fe80::a", "fe80::b", "fe80::c"].map(ip::<Ipv6Addr>);
+        assert!(state.learn(DB, a) && state.learn(DB, b) && state.learn(DB, a));
+        assert!(!state.learn(DB, c) && !state.knows(DB, c) && !state.knows(WEB, a));
+        // The VM in front of it goes: db is now the first port.
+        let mut smaller = topology();
+        smaller.tenants[0].vms.remove(0);
+        smaller.tenants[0].routes.clear();
+        state.adopt(&Snapshot::build(&smaller, &[]));
+        assert!(state.knows(WEB, a) && state.knows(WEB, b) && !state.knows(DB, a));
+        state.forget(WEB);
+        assert!(!state.knows(WEB, a) && state.learn(WEB, c));
     }
 }

@@ -42,7 +42,8 @@ impl fmt::Display for Mac {
 }
 
 /// The text was not six two-digit hexadecimal numbers with colons between them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a MAC address is six pairs of hexadecimal digits with colons between them")]
 pub struct BadMac;
 
 impl FromStr for Mac {

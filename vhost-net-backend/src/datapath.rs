@@ -1,1 +1,311 @@
-//! Placeholder.
+//! The way of a frame through one worker: pop, decide, deliver, complete, publish.
+//!
+//! [`Datapath::service_tx`] owns a burst from pop to complete, in three visible phases:
+//! 1. **decide**: each frame's headers are copied once; `router::forward` rewrites that copy and says where it goes.
+//! 2. **deliver**: grouped by egress, in the order they came, one lock at a time; the rewritten headers and then the
+//!    payload, straight from the sender's buffers into the receiver's.
+//! 3. **complete**: the transmit chains go back to the sender, and only then the receivers are shown what they
+//!    got: a crash in between may lose a burst and never delivers one twice.
+//!
+//! Frames from an uplink take the same way; their buffers are ours.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use arrayvec::ArrayVec;
+use router::{
+    Answer, DropReason, Headers, NoTrace, PortId, RuleId, Snapshot, Verdict, VnetHeader, WorkerState, reply,
+};
+
+use crate::counters::{Counter, Counters};
+use crate::egress::{Egress, Sent, Slow, send};
+use crate::groups::Groups;
+use crate::guest_memory::{GuestMemory, HostBuffer};
+use crate::port::PortTable;
+use crate::uplink::Tap;
+use crate::vring::{BURST, Burst, Frame, PortFault, TxRing};
+
+/// One worker's side of the packet path.
+#[derive(Debug)]
+pub struct Datapath {
+    worker: usize,
+    snapshot: Arc<Snapshot>,
+    state: WorkerState,
+    ports: PortTable,
+    counters: Counters,
+    /// By port index.
+    taps: Vec<Option<Tap>>,
+    heads: Vec<Headers>,
+    groups: Groups,
+    replies: Replies,
+    slow: Slow,
+    /// Receivers that have frames of the running burst which they were not shown yet.
+    unshown: ArrayVec<PortId, { 2 * BURST }>,
+}
+
+/// One transmit vring with the memory that its bursts borrow from.
+#[derive(Debug)]
+pub struct TxQueue {
+    /// Whose it is.
+    pub port: PortId,
+    /// Queue pair.
+    pub pair: usize,
+    /// The guest's memory.
+    pub memory: Arc<GuestMemory>,
+    /// The vring.
+    pub ring: TxRing,
+    /// Whether the front end enabled it, and it is not at fault.
+    pub enabled: bool,
+}
+
+/// Frames that the router sends itself, waiting for the end of the deciding.
+#[derive(Debug, Default)]
+struct Replies {
+    frames: Vec<Vec<u8>>,
+    used: usize,
+}
+
+impl Datapath {
+    /// For worker `worker` of the daemon that has these ports and counters.
+    #[must_use]
+    pub fn new(worker: usize, snapshot: Arc<Snapshot>, ports: PortTable, counters: Counters) -> Self {
+        Self {
+            worker,
+            state: WorkerState::new(&snapshot),
+            taps: snapshot.ports.iter().map(|_| None).collect(),
+            groups: Groups::new(snapshot.ports.len()),
+            snapshot,
+            ports,
+            counters,
+            heads: vec![Headers::EMPTY; BURST],
+            replies: Replies::default(),
+            slow: Slow::default(),
+            unshown: ArrayVec::new(),
+        }
+    }
+
+    /// Takes a new configuration, between two bursts.
+    pub fn configure(&mut self, snapshot: Arc<Snapshot>) {
+        self.state.adopt(&snapshot);
+        self.snapshot = snapshot;
+    }
+
+    /// A guest's driver starts anew: the next one may use other link-local addresses.
+    pub fn forget_guest(&mut self, port: PortId) {
+        self.state.forget(port);
+    }
+
+    /// Gives (or takes away) this worker's queue of an uplink.
+    pub fn set_tap(&mut self, port: PortId, tap: Option<Tap>) {
+        if let Some(slot) = self.taps.get_mut(port.index()) {
+            *slot = tap;
+        }
+    }
+
+    /// This worker's queue of an uplink.
+    #[must_use]
+    pub fn tap(&self, port: PortId) -> Option<&Tap> {
+        self.taps.get(port.index())?.as_ref()
+    }
+
+    /// Moves one burst out of a guest's transmit vring; returns its frames.
+    ///
+    /// # Errors
+    /// The vring can no longer be trusted.
+    pub fn service_tx(&mut self, queue: &mut TxQueue, now: Instant) -> Result<usize, PortFault> {
+        let TxQueue { port, memory, ring, .. } = queue;
+        let mut burst = Burst::default();
+        ring.pop_burst(memory, &mut burst)?;
+        if burst.frames.is_empty() {
+            return Ok(0);
+        }
+        self.decide(*port, &burst, ring.header_len(), now);
+        self.deliver(*port, &burst, ring.header_len());
+        ring.complete(&burst);
+        self.publish();
+        Ok(burst.frames.len())
+    }
+
+    /// Moves one burst in from an uplink; returns its frames.
+    ///
+    /// # Errors
+    /// The uplink's device is gone.
+    pub fn service_uplink(
+        &mut self,
+        port: PortId,
+        buffers: &HostBuffer,
+        now: Instant,
+    ) -> std::io::Result<usize> {
+        let mut burst = Burst::default();
+        if let Some(tap) = self.tap(port) {
+            tap.read_burst(buffers, &mut burst)?;
+        }
+        if burst.frames.is_empty() {
+            return Ok(0);
+        }
+        self.decide(port, &burst, Tap::HEADER_LEN, now);
+        self.deliver(port, &burst, Tap::HEADER_LEN);
+        self.publish();
+        Ok(burst.frames.len())
+    }
+
+    /// Sends a frame of the router's own out of `port`.
+    pub fn emit(&mut self, port: PortId, frame: &[u8]) {
+        self.send_reply(port, frame);
+        self.publish();
+    }
+
+    /// The router's advertisement for `port`, unasked.
+    pub fn advertise(&mut self, port: PortId) {
+        let mut frame = Vec::new();
+        if reply::router_advert(&self.snapshot, port, &mut frame) {
+            self.emit(port, &frame);
+        }
+    }
+
+    /// Phase 1: every frame gets its verdict; what needs no egress is settled here.
+    fn decide(&mut self, ingress: PortId, burst: &Burst<'_>, header_len: u32, now: Instant) {
+        let counters = self.counters.block(self.worker, ingress);
+        // First, so that nobody who reads ever sees more outcomes than frames.
+        counters.add(Counter::Received, u64::try_from(burst.frames.len()).unwrap_or(0));
+        let mut bytes = 0;
+        for (i, (frame, head)) in burst.frames.iter().zip(&mut self.heads).enumerate() {
+            let verdict = if peek(burst, frame, header_len, head) {
+                bytes += u64::from(head.frame_len);
+                router::forward(&self.snapshot, &mut self.state, now, ingress, head, &mut NoTrace)
+            } else {
+                Verdict::Drop(DropReason::ChainMalformed, RuleId::BUILT_IN)
+            };
+            match verdict {
+                Verdict::Deliver(egress) | Verdict::Uplink(egress) => self.groups.push(i, egress),
+                Verdict::Answer(Answer::InPlace) => {
+                    counters.add(Counter::Consumed, 1);
+                    self.groups.push(i, ingress);
+                }
+                Verdict::Answer(answer) => {
+                    counters.add(Counter::Consumed, 1);
+                    let (snapshot, state) = (&self.snapshot, &mut self.state);
+                    self.replies
+                        .push(|reply| reply::build(snapshot, state, now, ingress, head, answer, reply));
+                }
+                Verdict::Consume => counters.add(Counter::Consumed, 1),
+                Verdict::Drop(reason, _) => {
+                    counters.dropped(reason);
+                    let (snapshot, state) = (&self.snapshot, &mut self.state);
+                    self.replies
+                        .push(|reply| reply::icmp_error(snapshot, state, now, ingress, head, reason, reply));
+                }
+            }
+        }
+        counters.add(Counter::ReceivedBytes, bytes);
+    }
+
+    /// Phase 2: each egress gets its frames, in the order they came.
+    fn deliver(&mut self, ingress: PortId, burst: &Burst<'_>, header_len: u32) {
+        while let Some((egress, frames)) = self.groups.pop() {
+            let Some(port) = self.ports.get(egress.index()) else { continue };
+            let Self { worker, counters, heads, slow, unshown, .. } = self;
+            let ours = counters.block(*worker, ingress);
+            let theirs = counters.block(*worker, egress);
+            let settle = |outcome: Result<Sent, DropReason>, delivered: Counter| match outcome {
+                Ok(sent) => {
+                    theirs.add(Counter::Emitted, sent.frames);
+                    theirs.add(Counter::EmittedBytes, sent.bytes);
+                    if egress != ingress {
+                        ours.add(delivered, 1);
+                    }
+                }
+                Err(reason) => {
+                    theirs.add(Counter::Refused, 1);
+                    if egress != ingress {
+                        ours.dropped(reason);
+                    }
+                }
+            };
+            let each = frames.iter().filter_map(|i| Some((burst.frames.get(i)?, heads.get(i)?)));
+            if let Some(tap) = self.taps.get_mut(egress.index()).and_then(Option::as_mut) {
+                each.for_each(|(f, head)| {
+                    settle(send(tap, burst, f, header_len, head, slow), Counter::DeliveredUplink)
+                });
+            } else if let Some(mut rx) = port.lock_rx(*worker) {
+                each.for_each(|(f, head)| {
+                    settle(send(&mut rx, burst, f, header_len, head, slow), Counter::DeliveredVm)
+                });
+                let _ = unshown.try_push(egress);
+            } else {
+                let reason = if port.is_uplink { DropReason::UplinkDown } else { DropReason::RxNotConnected };
+                each.for_each(|_| settle(Err(reason), Counter::DeliveredVm));
+            }
+        }
+        for reply in self.replies.take() {
+            self.send_reply(ingress, &reply);
+            self.replies.give_back(reply);
+        }
+    }
+
+    /// Phase 3, second half: the receivers are shown what they got.
+    fn publish(&mut self) {
+        for egress in self.unshown.drain(..) {
+            if let Some(port) = self.ports.get(egress.index()) {
+                port.finish_rx(self.worker);
+            }
+        }
+    }
+
+    fn send_reply(&mut self, port: PortId, frame: &[u8]) {
+        let counters = self.counters.block(self.worker, port);
+        let vnet = VnetHeader { num_buffers: 1, ..VnetHeader::default() };
+        let outcome = if let Some(tap) = self.taps.get_mut(port.index()).and_then(Option::as_mut) {
+            tap.put(vnet, frame, &[])
+        } else if let Some(mut rx) = self.ports.get(port.index()).and_then(|p| p.lock_rx(self.worker)) {
+            let _ = self.unshown.try_push(port);
+            rx.put(vnet, frame, &[])
+        } else {
+            Err(DropReason::RxNotConnected)
+        };
+        match outcome {
+            Ok(()) => {
+                counters.add(Counter::Emitted, 1);
+                counters.add(Counter::EmittedBytes, u64::try_from(frame.len()).unwrap_or(0));
+            }
+            Err(_) => counters.add(Counter::Refused, 1),
+        }
+    }
+}
+
+/// Copies the vnet header and the frame's first bytes; `false` for a chain that was malformed.
+fn peek(burst: &Burst<'_>, frame: &Frame, header_len: u32, head: &mut Headers) -> bool {
+    // The guest can rewrite its buffer while we look at it. Decide on this copy, and write these same bytes out; never
+    // read the headers again.
+    let mut vnet = [0; VnetHeader::LEGACY_LEN];
+    if frame.count == 0 || burst.read_at(frame, 0, &mut vnet) < vnet.len() {
+        return false;
+    }
+    head.begin(VnetHeader::from_bytes(&vnet), frame.len.saturating_sub(header_len));
+    let len = usize::from(head.len);
+    burst.read_at(frame, header_len, head.bytes.get_mut(..len).unwrap_or_default()) == len
+}
+
+impl Replies {
+    /// Keeps the frame that `build` writes, if it writes one.
+    fn push(&mut self, build: impl FnOnce(&mut Vec<u8>) -> bool) {
+        if self.used == self.frames.len() {
+            self.frames.push(Vec::new());
+        }
+        if let Some(frame) = self.frames.get_mut(self.used) {
+            frame.clear();
+            self.used += usize::from(build(frame));
+        }
+    }
+
+    /// The frames kept, out of their places.
+    fn take(&mut self) -> Vec<Vec<u8>> {
+        let spare = self.frames.split_off(self.used);
+        self.used = 0;
+        std::mem::replace(&mut self.frames, spare)
+    }
+
+    fn give_back(&mut self, frame: Vec<u8>) {
+        self.frames.push(frame);
+    }
+}

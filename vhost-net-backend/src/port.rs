@@ -1,12 +1,14 @@
 //! What sessions, workers and control share about each port.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use router::PortId;
+use router::{DropReason, OffloadCaps, PortId, VnetHeader};
 use serde::{Deserialize, Serialize};
 
-use crate::vring::{RingError, RingSetup};
+use crate::egress::Egress;
+use crate::guest_memory::GuestSlice;
+use crate::vring::{PortFault, RingError, RingSetup, RxRing};
 
 /// What a vhost-user session asks of the rest of the daemon. The packet path implements it for real ports, tests with a list.
 pub trait Device {
@@ -88,9 +90,87 @@ pub struct PortShared {
     pub id: PortId,
     /// `acme/web1.0`, `uplink:wan`.
     pub name: String,
+    /// Whether it is an uplink.
+    pub is_uplink: bool,
     /// Control's view.
     pub status: Mutex<PortStatus>,
+    /// Receive vrings, by queue pair.
+    rx: Vec<Mutex<Option<RxRing>>>,
 }
 
 /// All ports, by [`PortId`].
 pub type PortTable = Arc<[PortShared]>;
+
+impl PortShared {
+    /// A port with nobody connected. Uplinks have no queue pairs.
+    #[must_use]
+    pub fn new(id: PortId, name: String, pairs: Option<u16>) -> Self {
+        let rx = (0..pairs.unwrap_or(0)).map(|_| Mutex::new(None)).collect();
+        Self { id, name, is_uplink: pairs.is_none(), status: Mutex::default(), rx }
+    }
+
+    /// The receive vring that `worker` puts its frames into: its own where there is one for each worker, else the next
+    /// that the guest enabled.
+    #[must_use]
+    pub fn lock_rx(&self, worker: usize) -> Option<RxGuard<'_>> {
+        let pairs = self.rx.len();
+        (0..pairs).find_map(|i| {
+            let slot = lock(self.rx.get((worker + i) % pairs)?);
+            slot.as_ref().is_some_and(|rx| rx.enabled).then_some(RxGuard { slot, worker })
+        })
+    }
+
+    /// Shows the guest everything that `worker` put into any of the receive vrings.
+    pub fn finish_rx(&self, worker: usize) {
+        for slot in &self.rx {
+            let mut slot = lock(slot);
+            let Some(rx) = slot.as_mut() else { continue };
+            rx.finish(worker);
+            if let Some(fault) = rx.fault.take() {
+                drop(slot);
+                self.report_fault(&fault);
+            }
+        }
+    }
+
+    /// Notes that a vring stopped by itself.
+    #[cold]
+    pub fn report_fault(&self, fault: &PortFault) {
+        let mut status = lock(&self.status);
+        status.faults += 1;
+        status.last_error = Some(fault.to_string());
+    }
+
+    /// Puts a receive vring in place; the one before is gone.
+    pub fn set_rx(&self, pair: usize, ring: Option<RxRing>) -> Option<RxRing> {
+        std::mem::replace(&mut *lock(self.rx.get(pair)?), ring)
+    }
+
+    /// Does something with a receive vring between two bursts.
+    pub fn with_rx<R>(&self, pair: usize, act: impl FnOnce(&mut RxRing) -> R) -> Option<R> {
+        lock(self.rx.get(pair)?).as_mut().map(act)
+    }
+}
+
+/// A receive vring, locked by one worker.
+#[derive(Debug)]
+pub struct RxGuard<'a> {
+    slot: MutexGuard<'a, Option<RxRing>>,
+    worker: usize,
+}
+
+impl Egress for RxGuard<'_> {
+    fn caps(&self) -> OffloadCaps {
+        self.slot.as_ref().map_or_else(OffloadCaps::default, RxRing::caps)
+    }
+
+    fn put(&mut self, vnet: VnetHeader, head: &[u8], tail: &[GuestSlice<'_>]) -> Result<(), DropReason> {
+        let Some(rx) = self.slot.as_mut() else { return Err(DropReason::RxNotConnected) };
+        rx.put(self.worker, vnet, head, tail)
+    }
+}
+
+/// Nothing of ours panics while it holds a lock; if it did, the data would still be whole.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,1 +1,107 @@
-//! Placeholder.
+//! System calls without a safe wrapper: tap devices, and writing guest buffers to a file descriptor.
+#![expect(unsafe_code, reason = "ioctl and writev; audited in this file only")]
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags, open};
+use topology::Mac;
+
+use crate::guest_memory::GuestSlice;
+
+/// What a tap queue hands over and takes: large and unfinished frames (linux/if_tun.h).
+const TUN_F_CSUM: libc::c_ulong = 1;
+const TUN_F_TSO4: libc::c_ulong = 2;
+const TUN_F_TSO6: libc::c_ulong = 4;
+const TUN_F_TSO_ECN: libc::c_ulong = 8;
+/// Most parts of one frame on its way out.
+const IOVECS: usize = 256;
+
+/// Opens one queue of the tap `name`, creating the device if it is not there: vnet headers of 12 bytes, all offloads,
+/// non-blocking.
+///
+/// # Errors
+/// No /dev/net/tun, no right to it, or the device is in use by somebody else.
+pub fn open_tap(name: &str, queues: usize) -> io::Result<OwnedFd> {
+    let tun = open("/dev/net/tun", OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
+    let mut request = request_for(name)?;
+    let multi = if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | multi;
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let header_len: libc::c_int = 12;
+    let offloads = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN;
+    // SAFETY: each ioctl takes a pointer to the type given, which outlives the call, or a plain number (TUNSETOFFLOAD).
+    unsafe {
+        check(libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request))?;
+        check(libc::ioctl(tun.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const header_len))?;
+        check(libc::ioctl(tun.as_raw_fd(), libc::TUNSETOFFLOAD, offloads))?;
+    }
+    Ok(tun)
+}
+
+/// The MAC of the interface `name`, and whether it is up.
+///
+/// # Errors
+/// There is no such interface.
+pub fn interface(name: &str) -> io::Result<(Mac, bool)> {
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
+    let mut request = request_for(name)?;
+    // SAFETY: both ioctls fill the ifreq they are given; which member of the union they fill is in their definition
+    // (netdevice(7)), and every bit pattern is a legal value of either.
+    unsafe {
+        check(libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request))?;
+        let bytes = request.ifr_ifru.ifru_hwaddr.sa_data;
+        let [a, b, c, d, e, f, ..] = bytes.map(i8::cast_unsigned);
+        check(libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request))?;
+        let up = libc::c_int::from(request.ifr_ifru.ifru_flags) & libc::IFF_UP != 0;
+        Ok((Mac([a, b, c, d, e, f]), up))
+    }
+}
+
+/// Writes `head`, then `tail`, as one frame.
+///
+/// # Errors
+/// What the kernel says; nothing was sent then.
+pub fn write_frame(fd: BorrowedFd<'_>, head: &[&[u8]], tail: &[GuestSlice<'_>]) -> io::Result<()> {
+    let ours = head.iter().map(|bytes| (bytes.as_ptr().cast_mut(), bytes.len()));
+    let theirs = tail.iter().map(|s| (s.as_ptr(), usize::try_from(s.len()).unwrap_or(0)));
+    let mut parts: arrayvec::ArrayVec<libc::iovec, IOVECS> = arrayvec::ArrayVec::new();
+    for (at, len) in ours.chain(theirs) {
+        let part = libc::iovec { iov_base: at.cast(), iov_len: len };
+        parts.try_push(part).map_err(|_| io::ErrorKind::InvalidInput)?;
+    }
+    let count = libc::c_int::try_from(parts.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: every part lies in memory that outlives the call; the kernel only reads, and copes with others writing.
+    let written = unsafe { libc::writev(fd.as_raw_fd(), parts.as_ptr(), count) };
+    if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Reads one frame into `buffer`; returns its bytes.
+///
+/// # Errors
+/// What the kernel says; `WouldBlock` when there is none.
+pub fn read_frame(fd: BorrowedFd<'_>, buffer: GuestSlice<'_>) -> io::Result<usize> {
+    let len = usize::try_from(buffer.len()).unwrap_or(0);
+    // SAFETY: the slice is writable memory that outlives the call.
+    let read = unsafe { libc::read(fd.as_raw_fd(), buffer.as_ptr().cast(), len) };
+    usize::try_from(read).map_err(|_| io::Error::last_os_error())
+}
+
+fn request_for(name: &str) -> io::Result<libc::ifreq> {
+    let name = CString::new(name)?;
+    let bytes = name.as_bytes_with_nul();
+    // SAFETY: all zeros is a legal ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if bytes.len() > request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(bytes) {
+        *to = from.cast_signed();
+    }
+    Ok(request)
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -1,1 +1,347 @@
-//! Placeholder.
+//! A data-path thread: it owns the transmit vrings of its ports, polls them while there is traffic, and sleeps when
+//! there is none.
+//!
+//! A source (a guest's transmit vring, or an uplink's queue) is *active* while it is polled and asks for no kicks. It
+//! becomes active by a kick and stops being so after a while without frames: then it is armed, looked at once more,
+//! and left to epoll. When no source is active the worker sleeps; an idle daemon uses no CPU.
+
+mod source;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender, TryRecvError, unbounded};
+use router::{PortId, Snapshot};
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::event::{EventfdFlags, Timespec, eventfd};
+use topology::Poll;
+
+use crate::counters::Counters;
+use crate::datapath::{Datapath, TxQueue};
+use crate::port::PortTable;
+use crate::uplink::{Tap, UplinkEvent};
+use source::{Source, Sources};
+
+/// How long a worker goes on polling after the last frame, before it sleeps.
+const SPIN: Duration = Duration::from_micros(50);
+/// Rounds without a frame after which a source is armed although others are busy.
+const QUIET_ROUNDS: u32 = 2_000;
+/// Rounds between two looks at kicks and commands while there is traffic.
+const ROUNDS_BETWEEN_EVENTS: u32 = 32;
+/// Between two unsolicited router advertisements: well within the lifetime they announce (RFC 4861, section 6.2.1).
+const ADVERTISE_EVERY: Duration = Duration::from_secs(300);
+/// epoll's token of the command eventfd; sources have their index.
+const WAKE: u64 = u64::MAX;
+
+/// What a worker is told, between two bursts.
+#[derive(Debug)]
+pub enum Command {
+    /// A transmit vring starts; one of the same port and pair is replaced.
+    StartTx(Box<TxQueue>),
+    /// A transmit vring stops; the answer is its next avail index.
+    StopTx {
+        /// Whose.
+        port: PortId,
+        /// Queue pair.
+        pair: usize,
+        /// Answered after the running burst.
+        reply: Sender<Option<u16>>,
+    },
+    /// A transmit vring is enabled or disabled.
+    EnableTx {
+        /// Whose.
+        port: PortId,
+        /// Queue pair.
+        pair: usize,
+        /// Which.
+        enabled: bool,
+        /// Answered after the running burst.
+        reply: Sender<()>,
+    },
+    /// A transmit vring gets another call eventfd.
+    SetCall {
+        /// Whose.
+        port: PortId,
+        /// Queue pair.
+        pair: usize,
+        /// The new one.
+        call: Option<OwnedFd>,
+    },
+    /// An uplink's queue comes (again).
+    Uplink {
+        /// Which uplink.
+        port: PortId,
+        /// This worker's queue of it.
+        tap: Tap,
+    },
+    /// A new configuration.
+    Configure(Arc<Snapshot>),
+    /// The end.
+    Stop,
+}
+
+/// How other threads reach a worker.
+#[derive(Debug)]
+pub struct WorkerHandle {
+    commands: Sender<Command>,
+    wake: Arc<OwnedFd>,
+}
+
+impl WorkerHandle {
+    /// Sends a command and wakes the worker up. A worker that is gone drops it, and with it the reply's sender.
+    pub fn send(&self, command: Command) {
+        let _ = self.commands.send(command);
+        let _ = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes());
+    }
+}
+
+/// What a worker needs from the daemon.
+#[derive(Debug)]
+pub struct WorkerSetup {
+    /// Its number.
+    pub index: usize,
+    /// The CPU to stay on.
+    pub cpu: Option<usize>,
+    /// How it waits.
+    pub poll: Poll,
+    /// The configuration to begin with.
+    pub snapshot: Arc<Snapshot>,
+    /// All ports.
+    pub ports: PortTable,
+    /// All counters.
+    pub counters: Counters,
+    /// Where it reports an uplink that is gone.
+    pub uplink_events: Sender<UplinkEvent>,
+}
+
+/// A running data-path thread.
+#[derive(Debug)]
+pub struct Worker {
+    index: usize,
+    poll: Poll,
+    epoll: OwnedFd,
+    wake: Arc<OwnedFd>,
+    commands: Receiver<Command>,
+    datapath: Datapath,
+    ports: PortTable,
+    sources: Sources,
+    uplink_events: Sender<UplinkEvent>,
+    next_advert: Instant,
+}
+
+/// Starts a worker's thread.
+///
+/// # Errors
+/// No file descriptor or thread could be had.
+pub fn spawn(setup: WorkerSetup) -> std::io::Result<(WorkerHandle, JoinHandle<()>)> {
+    let (sender, commands) = unbounded();
+    let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    epoll::add(&epoll, &*wake, EventData::new_u64(WAKE), EventFlags::IN)?;
+    let handle = WorkerHandle { commands: sender, wake: Arc::clone(&wake) };
+    let WorkerSetup { index, cpu, poll, snapshot, ports, counters, uplink_events } = setup;
+    let datapath = Datapath::new(index, snapshot, Arc::clone(&ports), counters);
+    let next_advert = Instant::now() + ADVERTISE_EVERY;
+    let sources = Sources::default();
+    let worker =
+        Worker { index, poll, epoll, wake, commands, datapath, ports, sources, uplink_events, next_advert };
+    let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+        if let Some(cpu) = cpu {
+            pin(cpu);
+        }
+        worker.run();
+    })?;
+    Ok((handle, thread))
+}
+
+fn pin(cpu: usize) {
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(cpu);
+    if let Err(error) = rustix::thread::sched_setaffinity(None, &set) {
+        tracing::warn!(cpu, %error, "cannot pin the worker to its CPU");
+    }
+}
+
+impl Worker {
+    /// Until [`Command::Stop`].
+    fn run(mut self) {
+        let (mut last_frame, mut rounds) = (Instant::now(), 0_u32);
+        loop {
+            let now = Instant::now();
+            let frames = self.service(now);
+            rounds = rounds.wrapping_add(1);
+            if frames > 0 {
+                last_frame = now;
+                if !rounds.is_multiple_of(ROUNDS_BETWEEN_EVENTS) {
+                    continue;
+                }
+            }
+            self.advertise(now);
+            let stay = frames > 0 || self.poll == Poll::Busy || self.spins(now, last_frame);
+            let timeout =
+                if stay || self.arm_all() { Some(Duration::ZERO) } else { self.until_next_advert(now) };
+            if !self.wait(timeout) {
+                return;
+            }
+        }
+    }
+
+    fn spins(&self, now: Instant, last_frame: Instant) -> bool {
+        self.poll == Poll::Adaptive && self.sources.any_active() && now.duration_since(last_frame) < SPIN
+            || self.sources.any_unkickable()
+    }
+
+    /// One burst from each active source; returns the frames moved.
+    fn service(&mut self, now: Instant) -> usize {
+        let mut moved = 0;
+        for at in 0..self.sources.len() {
+            let Some(entry) = self.sources.active(at) else { continue };
+            let frames = match &mut entry.source {
+                Source::Guest(queue) if !queue.enabled => continue,
+                Source::Guest(queue) => match self.datapath.service_tx(queue, now) {
+                    Ok(frames) => frames,
+                    Err(fault) => {
+                        queue.enabled = false;
+                        self.ports.get(queue.port.index()).inspect(|p| p.report_fault(&fault));
+                        0
+                    }
+                },
+                Source::Uplink { port, buffers } => match self.datapath.service_uplink(*port, buffers, now) {
+                    Ok(frames) => frames,
+                    Err(error) => {
+                        let (port, worker) = (*port, self.index);
+                        tracing::warn!(%error, worker, "the uplink's device is gone");
+                        self.forget(at);
+                        self.datapath.set_tap(port, None);
+                        let _ = self.uplink_events.send(UplinkEvent::Gone(port));
+                        continue;
+                    }
+                },
+            };
+            moved += frames;
+            entry.quiet = if frames > 0 { 0 } else { entry.quiet + 1 };
+            if entry.quiet > QUIET_ROUNDS && self.poll != Poll::Busy && !entry.arm() {
+                entry.active = false;
+            }
+        }
+        moved
+    }
+
+    /// Arms every active source; `true` when one of them has work after all.
+    fn arm_all(&mut self) -> bool {
+        let mut work = false;
+        for entry in self.sources.iter_mut().filter(|e| e.active) {
+            entry.active = entry.arm();
+            work |= entry.active;
+        }
+        work
+    }
+
+    /// Sleeps until something happens or the time is over; `false` when the worker is to end.
+    fn wait(&mut self, timeout: Option<Duration>) -> bool {
+        let timeout = timeout.map(|t| Timespec::try_from(t).unwrap_or_default());
+        let mut events = [epoll::Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }; 64];
+        // A signal that interrupts is as good as no event.
+        let count = epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()).unwrap_or(0);
+        for event in events.iter().take(count) {
+            let token = event.data.u64();
+            if token == WAKE {
+                let _ = rustix::io::read(&*self.wake, &mut [0_u8; 8]);
+                if !self.obey() {
+                    return false;
+                }
+            } else if let Some(entry) = usize::try_from(token).ok().and_then(|at| self.sources.get_mut(at)) {
+                entry.wake();
+            }
+        }
+        true
+    }
+
+    /// Carries out the commands that have come; `false` at the end.
+    fn obey(&mut self) -> bool {
+        loop {
+            match self.commands.try_recv() {
+                Ok(Command::StartTx(queue)) => self.start(*queue),
+                Ok(Command::StopTx { port, pair, reply }) => {
+                    let stopped = self.sources.position(port, pair).and_then(|at| self.forget(at));
+                    let base = match stopped {
+                        Some(Source::Guest(mut queue)) => Some(queue.ring.ring().base()),
+                        Some(Source::Uplink { .. }) | None => None,
+                    };
+                    let _ = reply.send(base);
+                }
+                Ok(Command::EnableTx { port, pair, enabled, reply }) => {
+                    if let Some(entry) = self.sources.find(port, pair) {
+                        entry.enable(enabled);
+                    }
+                    let _ = reply.send(());
+                }
+                Ok(Command::SetCall { port, pair, call }) => {
+                    if let Some(Source::Guest(queue)) = self.sources.find(port, pair).map(|e| &mut e.source) {
+                        queue.ring.ring().set_call(call);
+                    }
+                }
+                Ok(Command::Uplink { port, tap }) => self.start_uplink(port, tap),
+                Ok(Command::Configure(snapshot)) => self.datapath.configure(snapshot),
+                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
+                Err(TryRecvError::Empty) => return true,
+            }
+        }
+    }
+
+    fn start(&mut self, queue: TxQueue) {
+        if let Some(at) = self.sources.position(queue.port, queue.pair) {
+            self.forget(at);
+        }
+        let port = queue.port;
+        self.datapath.forget_guest(port);
+        let at = self.sources.free();
+        if let Some(kick) = queue.ring.kick() {
+            self.watch(kick.as_fd(), at, port);
+        }
+        // Active at once: whatever the guest queued before it knew us needs no kick (virtio 1.3, section 2.7.13.4).
+        self.sources.put(at, Source::Guest(Box::new(queue)));
+    }
+
+    fn start_uplink(&mut self, port: PortId, tap: Tap) {
+        let at = self.sources.free();
+        self.watch(tap.as_fd(), at, port);
+        self.datapath.set_tap(port, Some(tap));
+        self.sources.put(at, Source::Uplink { port, buffers: Tap::buffers() });
+    }
+
+    fn watch(&self, fd: std::os::fd::BorrowedFd<'_>, at: usize, port: PortId) {
+        let token = EventData::new_u64(u64::try_from(at).unwrap_or(WAKE));
+        if let Err(error) = epoll::add(&self.epoll, fd, token, EventFlags::IN) {
+            tracing::warn!(%error, port = port.0, "cannot wait for the port's notifications");
+        }
+    }
+
+    /// Takes a source out. The front end still holds the other end of its kick, so closing ours would leave epoll's entry.
+    fn forget(&mut self, at: usize) -> Option<Source> {
+        let source = self.sources.remove(at)?;
+        let fd = match &source {
+            Source::Guest(queue) => queue.ring.kick().map(AsFd::as_fd),
+            Source::Uplink { port, .. } => self.datapath.tap(*port).map(AsFd::as_fd),
+        };
+        fd.map(|fd| epoll::delete(&self.epoll, fd));
+        Some(source)
+    }
+
+    /// Router lifetimes would run out without these.
+    fn advertise(&mut self, now: Instant) {
+        if now < self.next_advert {
+            return;
+        }
+        self.next_advert = now + ADVERTISE_EVERY;
+        for port in self.sources.first_pairs() {
+            self.datapath.advertise(port);
+        }
+    }
+
+    fn until_next_advert(&self, now: Instant) -> Option<Duration> {
+        self.sources.first_pairs().next().map(|_| self.next_advert.saturating_duration_since(now))
+    }
+}

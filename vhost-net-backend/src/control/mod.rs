@@ -1,1 +1,26 @@
 //! The control socket: HTTP and JSON over a unix socket.
+//!
+//! # Theory of operation
+//! [`serve`] binds `RUN_DIR/control.sock` and answers on a thread of its own, at a lower priority than the packet path.
+//! The kernel decides who may connect, by the socket's mode (0660, group `vmrouter` if there is one); whoever could
+//! connect may read, and only root and the daemon's own user may do anything else. A client gets little time and few
+//! bytes for its request, and only so many are served at once; the others wait in the listen queue.
+//!
+//! All answers are types of [`api`], built by `answers` from the daemon's [`crate::daemon::View`]; [`client`] asks for
+//! them.
+
+mod answers;
+pub mod api;
+pub mod client;
+pub mod features;
+pub mod group;
+mod offloads;
+mod routes;
+#[cfg(test)]
+pub(crate) mod sample;
+mod server;
+mod socket;
+
+pub use answers::{drops, totals};
+pub use server::{ControlServer, serve};
+pub use socket::SOCKET;

@@ -1,7 +1,33 @@
 //! Guest memory: the only place that touches it.
+//!
+//! # Theory of operation
+//! A guest and its VMM change these bytes while we read and write them, on other CPUs, at any time. So nothing here
+//! ever becomes a Rust reference: [`GuestSlice`] is an address and a length, bytes go in and out by copying, and the
+//! few words that both sides use to talk (ring indices, flags, events) are atomics at addresses that were checked
+//! for alignment. A racing copy yields some mixture of old and new bytes, which is all that the hardware would
+//! promise a device; every decision is made on a private copy.
+//!
+//! A [`GuestMemory`] never changes. A new memory table makes a new one that shares the mappings that stay, so a
+//! burst in flight keeps what it uses until it is done. Slices borrow from it and cannot outlive the mapping.
+//!
+//! Limits: regions are at most [`MAX_REGIONS`]; a region must be wholly inside its file when it is mapped.
+
+mod host;
+mod mapping;
+mod ring;
+mod slice;
 
 use std::fs::File;
 use std::sync::Arc;
+
+use mapping::Mapping;
+
+pub use host::HostBuffer;
+pub use ring::{Descriptor, RingMemory};
+pub use slice::GuestSlice;
+
+/// Most regions of one guest; what GET_MAX_MEM_SLOTS answers.
+pub const MAX_REGIONS: usize = 32;
 
 /// A region as the front end announces it (vhost-user, "Memory region description").
 #[derive(Debug)]
@@ -29,12 +55,15 @@ pub enum MemoryError {
     File {
         /// Guest-physical address of the region.
         guest_phys: u64,
-        /// Size of the file, bytes.
+        /// Size of the file, bytes; 0 when it is not a regular file.
         file_len: u64,
     },
     /// Collides with another region in guest-physical or user addresses.
     #[error("memory region at {0:#x} overlaps another one")]
     Overlap(u64),
+    /// More than [`MAX_REGIONS`].
+    #[error("more than {MAX_REGIONS} memory regions")]
+    TooMany,
     /// No such region to remove.
     #[error("no memory region at {0:#x}")]
     Unknown(u64),
@@ -43,11 +72,19 @@ pub enum MemoryError {
     Map(#[source] std::io::Error),
 }
 
-/// All regions of one guest. Immutable: a change makes a new one that shares the mappings that stay, so that copies in
-/// flight keep what they use.
+#[derive(Debug)]
+struct Region {
+    guest_phys: u64,
+    size: u64,
+    user_addr: u64,
+    mapping: Mapping,
+}
+
+/// All regions of one guest. Immutable: a change makes a new one that shares the mappings that stay.
 #[derive(Clone, Debug, Default)]
 pub struct GuestMemory {
-    regions: Vec<Arc<()>>,
+    /// Sorted by guest-physical address; never overlapping.
+    regions: Vec<Arc<Region>>,
 }
 
 impl GuestMemory {
@@ -55,9 +92,32 @@ impl GuestMemory {
     ///
     /// # Errors
     /// [`MemoryError`] says what is wrong with the region; the memory is unchanged.
-    pub fn with(&self, region: RegionSpec) -> Result<Self, MemoryError> {
-        let _ = region;
-        Ok(self.clone())
+    pub fn with(&self, spec: RegionSpec) -> Result<Self, MemoryError> {
+        if self.regions.len() >= MAX_REGIONS {
+            return Err(MemoryError::TooMany);
+        }
+        let shape = MemoryError::Shape(spec.guest_phys);
+        let (Some(phys_end), Some(user_end)) =
+            (spec.guest_phys.checked_add(spec.size), spec.user_addr.checked_add(spec.size))
+        else {
+            return Err(shape);
+        };
+        if spec.size == 0 {
+            return Err(shape);
+        }
+        let overlaps = |r: &Arc<Region>| {
+            (spec.guest_phys < r.guest_phys + r.size && r.guest_phys < phys_end)
+                || (spec.user_addr < r.user_addr + r.size && r.user_addr < user_end)
+        };
+        if self.regions.iter().any(overlaps) {
+            return Err(MemoryError::Overlap(spec.guest_phys));
+        }
+        let RegionSpec { guest_phys, size, user_addr, mmap_offset, file } = spec;
+        let mapping = Mapping::new(guest_phys, &file, mmap_offset, size)?;
+        let mut regions = self.regions.clone();
+        let at = regions.partition_point(|r| r.guest_phys < guest_phys);
+        regions.insert(at, Arc::new(Region { guest_phys, size, user_addr, mapping }));
+        Ok(Self { regions })
     }
 
     /// The same memory without the region of exactly those addresses and size.
@@ -65,15 +125,38 @@ impl GuestMemory {
     /// # Errors
     /// [`MemoryError::Unknown`] when there is none.
     pub fn without(&self, guest_phys: u64, size: u64, user_addr: u64) -> Result<Self, MemoryError> {
-        let _ = (size, user_addr);
-        Err(MemoryError::Unknown(guest_phys))
+        let is_it =
+            |r: &Arc<Region>| r.guest_phys == guest_phys && r.size == size && r.user_addr == user_addr;
+        let at = self.regions.iter().position(is_it).ok_or(MemoryError::Unknown(guest_phys))?;
+        let mut regions = self.regions.clone();
+        regions.remove(at);
+        Ok(Self { regions })
     }
 
     /// Translates the front end's virtual address into a guest-physical one, if `len` bytes from there lie in one region.
     #[must_use]
     pub fn user_to_guest(&self, user_addr: u64, len: u64) -> Option<u64> {
-        let _ = (user_addr, len);
-        None
+        self.regions.iter().find_map(|r| {
+            let offset = user_addr.checked_sub(r.user_addr)?;
+            (offset.checked_add(len)? <= r.size).then(|| r.guest_phys + offset)
+        })
+    }
+
+    /// The bytes from `addr`, at most `len`: up to the end of the region they lie in. A buffer that goes on in a
+    /// neighbouring region needs another call. `None`: no memory there.
+    #[inline]
+    #[must_use]
+    pub fn slice(&self, addr: u64, len: u32) -> Option<GuestSlice<'_>> {
+        self.regions.iter().find_map(|r| {
+            let offset = addr.checked_sub(r.guest_phys).filter(|o| *o < r.size)?;
+            Some(r.mapping.slice(offset, u32::try_from(r.size - offset).map_or(len, |left| left.min(len))))
+        })
+    }
+
+    /// The bytes from `addr`, exactly `len`, in one region.
+    #[must_use]
+    pub fn exact(&self, addr: u64, len: u32) -> Option<GuestSlice<'_>> {
+        self.slice(addr, len).filter(|s| s.len() == len)
     }
 
     /// Number of regions.
@@ -86,5 +169,66 @@ impl GuestMemory {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.regions.is_empty()
+    }
+
+    /// Bytes in all regions.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.regions.iter().map(|r| r.size).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+
+    fn memfd(len: u64) -> File {
+        let fd = memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&fd, len).unwrap();
+        File::from(fd)
+    }
+
+    fn spec(guest_phys: u64, size: u64, user_addr: u64, mmap_offset: u64, file: File) -> RegionSpec {
+        RegionSpec { guest_phys, size, user_addr, mmap_offset, file }
+    }
+
+    #[test]
+    fn regions_are_checked_before_they_are_mapped() {
+        let memory =
+            GuestMemory::default().with(spec(0x1000, 0x2000, 0x7000_0000, 0, memfd(0x2000))).unwrap();
+        let bad = [
+            ("empty", spec(0x10000, 0, 0x9000_0000, 0, memfd(0x1000))),
+            ("past the file", spec(0x10000, 0x2000, 0x9000_0000, 0x1000, memfd(0x2000))),
+            ("unaligned offset", spec(0x10000, 0x1000, 0x9000_0000, 0x10, memfd(0x2000))),
+            ("guest address wraps", spec(u64::MAX - 0xfff, 0x2000, 0x9000_0000, 0, memfd(0x2000))),
+            ("user address wraps", spec(0x10000, 0x2000, u64::MAX - 0xfff, 0, memfd(0x2000))),
+            ("guest overlap", spec(0x2000, 0x1000, 0x9000_0000, 0, memfd(0x1000))),
+            ("user overlap", spec(0x10000, 0x1000, 0x7000_1000, 0, memfd(0x1000))),
+            ("not a file", spec(0x10000, 0x1000, 0x9000_0000, 0, File::open("/dev/zero").unwrap())),
+        ];
+        for (what, region) in bad {
+            assert!(memory.with(region).is_err(), "{what}");
+        }
+        assert!(memory.without(0x1000, 0x1000, 0x7000_0000).is_err());
+        assert!(memory.without(0x1000, 0x2000, 0x7000_0000).unwrap().is_empty());
+    }
+
+    #[test]
+    fn slices_end_with_their_region() {
+        let memory = GuestMemory::default()
+            .with(spec(0x1000, 0x1000, 0x7000_0000, 0, memfd(0x1000)))
+            .and_then(|m| m.with(spec(0x2000, 0x1000, 0x7000_1000, 0x1000, memfd(0x2000))))
+            .unwrap();
+        assert_eq!(memory.slice(0x1ff0, 0x100).unwrap().len(), 0x10);
+        assert!(memory.exact(0x1ff0, 0x100).is_none());
+        assert!(memory.slice(0xfff, 1).is_none() && memory.slice(0x3000, 1).is_none());
+        assert_eq!(memory.user_to_guest(0x7000_1800, 0x800), Some(0x2800));
+        assert_eq!(memory.user_to_guest(0x7000_1800, 0x801), None);
+        let slice = memory.exact(0x2ffc, 4).unwrap();
+        slice.write_at(0, &[1, 2, 3, 4]);
+        let mut back = [0; 4];
+        assert_eq!(memory.slice(0x2ffc, 4).unwrap().read_at(0, &mut back), 4);
+        assert_eq!(back, [1, 2, 3, 4]);
     }
 }

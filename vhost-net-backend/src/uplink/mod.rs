@@ -1,1 +1,21 @@
 //! Uplinks: ways out of the machine.
+//!
+//! A tap has one queue for each worker ([`Tap`]), so that no two workers share one. [`tap_device`] makes the device and
+//! gives it its addresses and routes; [`keeper`] makes it again when somebody deleted it.
+
+pub mod keeper;
+mod tap;
+pub mod tap_device;
+
+use router::PortId;
+
+pub use tap::Tap;
+
+/// What a worker reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UplinkEvent {
+    /// The device behind this port is gone.
+    Gone(PortId),
+    /// The daemon ends.
+    Stop,
+}

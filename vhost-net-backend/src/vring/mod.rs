@@ -1,9 +1,33 @@
 //! Virtqueues, device side: what the guest offers, and what we give back.
+//!
+//! # Theory of operation
+//! [`SplitRing`] is one split virtqueue: it pops heads from the avail ring, puts used entries, shows them all at once
+//! and signals the guest only if it wants that (virtio 1.3, sections 2.7.7 and 2.7.13). [`TxRing`] pops a [`Burst`] of
+//! transmit chains, which whoever popped it also completes. [`RxRing`] takes whole frames: a frame that does not
+//! fit what the guest offered leaves no trace.
+//!
+//! A chain that lies (a loop, an address outside memory) costs its own frame. Ring indices that lie are a
+//! [`PortFault`]: the vring stops until the front end starts it again.
+
+mod chain;
+mod rx;
+mod split;
+mod tx;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::guest_memory::GuestMemory;
+
+pub use chain::{Burst, Frame};
+pub use rx::RxRing;
+pub use split::SplitRing;
+pub use tx::TxRing;
+
+/// Most frames of one burst.
+pub const BURST: usize = 64;
+/// Most buffers of one burst; a single chain may have as many.
+pub const SEGMENTS: usize = 1024;
 
 /// Everything needed to run one vring, collected by the session (SET_VRING_NUM, ADDR, BASE, KICK, CALL).
 #[derive(Debug)]
@@ -28,6 +52,19 @@ pub struct RingSetup {
     pub call: Option<OwnedFd>,
 }
 
+impl RingSetup {
+    fn has(&self, bit: u32) -> bool {
+        self.features & (1 << bit) != 0
+    }
+
+    /// Bytes of the vnet header in front of each frame (virtio 1.3, section 5.1.6).
+    fn header_len(&self) -> u32 {
+        use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+        use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
+        if self.has(VIRTIO_F_VERSION_1) || self.has(VIRTIO_NET_F_MRG_RXBUF) { 12 } else { 10 }
+    }
+}
+
 /// Why a vring cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub enum RingError {
@@ -40,4 +77,19 @@ pub enum RingError {
     /// The worker that should own it is gone.
     #[error("the worker is gone")]
     Worker,
+}
+
+/// A vring can no longer be trusted; it stops until it is started anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PortFault {
+    /// The avail index is further ahead than the ring is long.
+    #[error("the avail index jumped from {from} to {to} in a vring of {size} entries")]
+    AvailJump {
+        /// Where we were.
+        from: u16,
+        /// What the guest wrote.
+        to: u16,
+        /// Entries.
+        size: u16,
+    },
 }

@@ -1,0 +1,221 @@
+//! From the checked topology to what the packet path reads.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use ipnet::IpNet;
+use topology::{Mac, Nic, Place, Tenant, Topology, Via};
+
+use super::{Network, NicPort, Port, PortKind, Snapshot, UplinkPort, Vrf};
+use crate::fib::{Fib, Hop, NextHop, PrefixTable, Route};
+use crate::ids::{PortId, RuleId, TenantId};
+
+impl Snapshot {
+    /// Builds it. `uplink_macs` holds the peer MAC of each uplink, in the order of `topology.uplinks`;
+    /// a missing one counts as all zeros.
+    #[must_use]
+    pub fn build(topology: &Topology, uplink_macs: &[Mac]) -> Self {
+        let mut builder = Builder {
+            topology,
+            uplink_macs,
+            ports: Vec::new(),
+            first_uplink: topology
+                .tenants
+                .iter()
+                .flat_map(|tenant| &tenant.vms)
+                .map(|vm| vm.nics.len())
+                .sum(),
+            rules: vec![Place::default()],
+        };
+        for (index, tenant) in topology.tenants.iter().enumerate() {
+            builder.add_nics(TenantId(number(index)), tenant);
+        }
+        let mut first_nic = 0;
+        let mut vrfs = Vec::new();
+        for tenant in &topology.tenants {
+            vrfs.push(builder.vrf(tenant, first_nic));
+            first_nic += tenant.vms.iter().map(|vm| vm.nics.len()).sum::<usize>();
+        }
+        for index in 0..topology.uplinks.len() {
+            builder.add_uplink(index);
+        }
+        Self { router_mac: topology.router.mac, ports: builder.ports, vrfs, rules: builder.rules }
+    }
+}
+
+/// A snapshot on its way.
+struct Builder<'a> {
+    topology: &'a Topology,
+    uplink_macs: &'a [Mac],
+    ports: Vec<Port>,
+    /// Index of the first port that is an uplink.
+    first_uplink: usize,
+    rules: Vec<Place>,
+}
+
+impl Builder<'_> {
+    fn rule(&mut self, at: Place) -> RuleId {
+        self.rules.push(at);
+        RuleId(number(self.rules.len() - 1))
+    }
+
+    fn add_nics(&mut self, tenant_id: TenantId, tenant: &Tenant) {
+        for vm in &tenant.vms {
+            for (index, nic) in vm.nics.iter().enumerate() {
+                let rule = self.rule(nic.at);
+                self.ports.push(Port {
+                    name: format!("{}/{}.{index}", tenant.name, vm.name),
+                    mtu: nic.mtu,
+                    rule,
+                    kind: PortKind::Nic(NicPort {
+                        tenant: tenant_id,
+                        mac: nic.mac,
+                        addresses4: nic.addresses4.clone(),
+                        addresses6: addresses6(tenant, nic),
+                        prefixes: nic.prefixes.clone(),
+                        network: nic.network,
+                        queues: nic.queues,
+                    }),
+                });
+            }
+        }
+    }
+
+    fn add_uplink(&mut self, index: usize) {
+        let Some(uplink) = self.topology.uplinks.get(index) else { return };
+        let rule = self.rule(uplink.at);
+        let mut serves = Vec::new();
+        let mut behind = Box::<PrefixTable<_>>::default();
+        let mut routed = Vec::new();
+        for (tenant_index, tenant) in self.topology.tenants.iter().enumerate() {
+            if tenant.uplinks.contains(&index) {
+                let id = TenantId(number(tenant_index));
+                serves.extend(subnets(tenant).map(|subnet| (subnet, id)));
+                let via_vms = tenant.routes.iter().filter(|route| matches!(route.via, Via::Nic { .. }));
+                // A default route by way of a VM is the tenant's own view; it does not claim the world.
+                let via_vms = via_vms.filter(|route| route.to.prefix_len() > 0);
+                routed.extend(via_vms.map(|route| (route.to, id)));
+            }
+        }
+        for (prefix, id) in serves.iter().chain(&routed) {
+            behind.add(*prefix, *id);
+        }
+        self.ports.push(Port {
+            name: format!("uplink:{}", uplink.name),
+            mtu: uplink.mtu,
+            rule,
+            kind: PortKind::Uplink(UplinkPort { index, peer_mac: self.uplink_mac(index), serves, behind }),
+        });
+    }
+
+    fn uplink_mac(&self, index: usize) -> Mac {
+        self.uplink_macs.get(index).copied().unwrap_or_default()
+    }
+
+    /// The table of a tenant whose NICs start at port `first_nic`. What is added first wins: the router's own
+    /// addresses, then VMs; subnets before static routes of the same prefix.
+    fn vrf(&mut self, tenant: &Tenant, first_nic: usize) -> Vrf {
+        let mut fib = Fib::default();
+        let (mut networks, mut rules) = (Vec::new(), Vec::new());
+        for network in &tenant.networks {
+            let rule = self.rule(network.at);
+            let built = self.network(network);
+            let own = Route { hop: Hop::Own, rule };
+            built.gateways4.iter().for_each(|address| fib.add_host(IpAddr::V4(*address), own));
+            built.gateways6.iter().for_each(|address| fib.add_host(IpAddr::V6(*address), own));
+            for subnet in &built.subnets {
+                fib.add_prefix(*subnet, Route { hop: Hop::Connected, rule });
+            }
+            rules.push(rule);
+            networks.push(built);
+        }
+        for (port, nic) in (first_nic..).zip(tenant.vms.iter().flat_map(|vm| &vm.nics)) {
+            self.add_hosts(&mut fib, tenant, nic, port);
+        }
+        for (built, rule) in networks.iter().zip(rules) {
+            for address in built.subnets.iter().filter_map(broadcast) {
+                fib.add_host(address, Route { hop: Hop::Broadcast, rule });
+            }
+        }
+        for route in &tenant.routes {
+            let rule = self.rule(route.at);
+            if let Some(hop) = self.hop(tenant, first_nic, route.via) {
+                fib.add_prefix(route.to, Route { hop, rule });
+            }
+        }
+        Vrf { tenant: tenant.name.clone(), networks, fib }
+    }
+
+    fn network(&self, network: &topology::Network) -> Network {
+        let v4 = network.subnets4.iter().map(|subnet| IpNet::V4(*subnet));
+        let subnets = v4.chain(network.subnets6.iter().map(|subnet| IpNet::V6(*subnet))).collect();
+        let mut built = Network { subnets, gateways4: Vec::new(), gateways6: Vec::new() };
+        for gateway in &network.gateways {
+            match gateway {
+                IpAddr::V4(v4) => built.gateways4.push(*v4),
+                IpAddr::V6(v6) => built.gateways6.push(*v6),
+            }
+        }
+        let link_local = self.topology.router.mac.link_local();
+        if !built.gateways6.contains(&link_local) {
+            built.gateways6.push(link_local);
+        }
+        built
+    }
+
+    fn add_hosts(&self, fib: &mut Fib, tenant: &Tenant, nic: &Nic, port: usize) {
+        let next = NextHop { port: PortId(number(port)), mac: nic.mac, mtu: nic.mtu };
+        let rule = self.ports.get(port).map_or(RuleId::BUILT_IN, |port| port.rule);
+        let route = Route { hop: Hop::Nic(next), rule };
+        nic.addresses4.iter().for_each(|address| fib.add_host(IpAddr::V4(*address), route));
+        addresses6(tenant, nic).into_iter().for_each(|address| fib.add_host(IpAddr::V6(address), route));
+    }
+
+    fn hop(&self, tenant: &Tenant, first_nic: usize, via: Via) -> Option<Hop> {
+        match via {
+            Via::Uplink(index) => {
+                let mtu = self.topology.uplinks.get(index)?.mtu;
+                let port = PortId(number(self.first_uplink + index));
+                Some(Hop::Uplink(NextHop { port, mac: self.uplink_mac(index), mtu }))
+            }
+            Via::Nic { vm, nic } => {
+                let before: usize = tenant.vms.iter().take(vm).map(|vm| vm.nics.len()).sum();
+                let nic_model = tenant.vms.get(vm)?.nics.get(nic)?;
+                let port = PortId(number(first_nic + before + nic));
+                Some(Hop::Nic(NextHop { port, mac: nic_model.mac, mtu: nic_model.mtu }))
+            }
+        }
+    }
+}
+
+/// Configured addresses, then the EUI-64 one of each /64.
+fn addresses6(tenant: &Tenant, nic: &Nic) -> Vec<Ipv6Addr> {
+    let mut addresses = nic.addresses6.clone();
+    let subnets = tenant.networks.get(nic.network).map(|network| network.subnets6.as_slice());
+    for subnet in subnets.unwrap_or_default().iter().filter(|subnet| subnet.prefix_len() == 64) {
+        let address = nic.mac.eui64(subnet.addr());
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    addresses
+}
+
+fn subnets(tenant: &Tenant) -> impl Iterator<Item = IpNet> {
+    tenant.networks.iter().flat_map(|network| {
+        let v4 = network.subnets4.iter().map(|subnet| IpNet::V4(*subnet));
+        v4.chain(network.subnets6.iter().map(|subnet| IpNet::V6(*subnet)))
+    })
+}
+
+/// The broadcast address of an IPv4 subnet; a /31 or /32 has none (RFC 3021).
+fn broadcast(subnet: &IpNet) -> Option<IpAddr> {
+    match subnet {
+        IpNet::V4(v4) if v4.prefix_len() <= 30 => Some(IpAddr::V4(v4.broadcast())),
+        IpNet::V4(_) | IpNet::V6(_) => None,
+    }
+}
+
+/// An index as an id. Files are at most 1 MiB, so nothing is near the limit.
+fn number(index: usize) -> u32 {
+    u32::try_from(index).unwrap_or(u32::MAX)
+}

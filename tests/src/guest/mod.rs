@@ -1,0 +1,340 @@
+//! A Linux guest under QEMU, driven by a shell on a virtio-serial port.
+
+pub mod qemu;
+pub mod shell;
+
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use tempfile::TempDir;
+use vmm_shim::launch::guest_image::{Contents, DebianProgram, GuestImage};
+use vmm_shim::launch::{self, Accel, QemuOptions, Target};
+
+use crate::Process;
+use crate::scenario::{Scenario, VmIndex};
+use crate::wait::wait_for;
+
+use qemu::Qemu;
+use shell::Shell;
+
+/// A guest under emulation is up in about 3 seconds when the machine is idle.
+const BOOT: Duration = Duration::from_secs(60);
+
+/// What an ordinary command may take.
+const COMMAND: Duration = Duration::from_secs(20);
+
+/// Prints what [`Guest::capture`] has written; options and a filter may follow.
+pub const READ_CAPTURE: &str = "tcpdump -n -Z root -r /tmp/capture";
+
+/// In the guest's folder: the socket of its shell, and what its kernel prints on the serial console.
+const SHELL: &str = "shell";
+const SERIAL: &str = "serial.log";
+
+/// How a guest is started, beside its scenario.
+#[derive(Clone, Debug, Default)]
+pub struct GuestOptions {
+    /// Instead of [`Qemu::find`].
+    pub qemu: Option<Qemu>,
+    /// MSI-X vectors, see [`QemuOptions::vectors`].
+    pub vectors: Option<u32>,
+    /// Leaves IPv6 addresses to router advertisements instead of setting them.
+    pub autoconf: bool,
+}
+
+/// What a command in the guest printed and ended with.
+#[derive(Clone, Debug)]
+pub struct ShellOutput {
+    /// Exit status.
+    pub status: i32,
+    /// Standard output and error.
+    pub text: String,
+}
+
+/// A running guest; killed when dropped.
+#[derive(Debug)]
+pub struct Guest {
+    name: String,
+    line: launch::CommandLine,
+    listener: UnixListener,
+    folder: TempDir,
+    process: Process,
+    shell: Shell,
+}
+
+impl Guest {
+    /// Boots the VM at `index`, attached to the sockets in `run_dir`, and waits for its shell.
+    ///
+    /// # Errors
+    /// When it does not come up; the error holds the serial console and QEMU's own output.
+    pub fn boot(scenario: &Scenario, index: VmIndex, run_dir: &Path, options: &GuestOptions) -> Result<Self> {
+        let mut guest = Self::start(scenario, index, run_dir, options)?;
+        guest.wait_ready()?;
+        Ok(guest)
+    }
+
+    /// Boots several VMs at once, as [`Self::boot`].
+    ///
+    /// # Errors
+    /// When one does not come up.
+    pub fn boot_all<const N: usize>(
+        scenario: &Scenario,
+        vms: [VmIndex; N],
+        run_dir: &Path,
+        options: &GuestOptions,
+    ) -> Result<[Self; N]> {
+        let mut guests = Vec::new();
+        for vm in vms {
+            guests.push(Self::start(scenario, vm, run_dir, options)?);
+        }
+        for guest in &mut guests {
+            guest.wait_ready()?;
+        }
+        guests.try_into().ok().context("as many guests as VMs")
+    }
+
+    /// Starts it without waiting, so that several boot at once; [`Self::wait_ready`] comes next.
+    ///
+    /// # Errors
+    /// When QEMU or the image is missing.
+    pub fn start(
+        scenario: &Scenario,
+        index: VmIndex,
+        run_dir: &Path,
+        options: &GuestOptions,
+    ) -> Result<Self> {
+        let (_, vm, _) = scenario.get(index)?;
+        let name = vm.name.clone();
+        let folder = tempfile::Builder::new().prefix("vmrg").tempdir()?;
+        let listener = UnixListener::bind(folder.path().join(SHELL))?;
+        let line = command_line(scenario, index, run_dir, options, folder.path())?;
+        let (process, shell) = spawn(&name, &line, &listener, folder.path())?;
+        Ok(Self { name, line, listener, folder, process, shell })
+    }
+
+    /// Waits until the guest's shell answers.
+    ///
+    /// # Errors
+    /// When it does not come up; the error holds the serial console and QEMU's own output.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        let waited = wait_for(&format!("guest {} to boot", self.name), BOOT, || {
+            self.process.still_runs()?;
+            Ok(self.shell.take_ready().then_some(()))
+        });
+        waited.with_context(|| self.evidence())
+    }
+
+    /// Runs `script` in the guest's shell and waits for its end, whatever its status.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub fn sh(&mut self, script: &str, limit: Duration) -> Result<ShellOutput> {
+        let result = self.shell.sh(script, limit, || self.process.still_runs());
+        result.with_context(|| format!("guest {}: {script}\n{}", self.name, self.evidence()))
+    }
+
+    /// Runs `script`, expects status 0, and gives what it printed.
+    ///
+    /// # Errors
+    /// When it fails or does not end in time.
+    pub fn ok(&mut self, script: &str) -> Result<String> {
+        self.ok_within(script, COMMAND)
+    }
+
+    /// As [`Self::ok`], with its own time limit.
+    ///
+    /// # Errors
+    /// When it fails or does not end in time.
+    pub fn ok_within(&mut self, script: &str, limit: Duration) -> Result<String> {
+        let output = self.sh(script, limit)?;
+        ensure!(
+            output.status == 0,
+            "guest {}: {script}: status {}\n{}",
+            self.name,
+            output.status,
+            output.text
+        );
+        Ok(output.text)
+    }
+
+    /// Repeats `script` until it succeeds, and gives what it printed and how long that took.
+    ///
+    /// # Errors
+    /// When it does not succeed in time; the error holds its last output.
+    pub fn until_ok(&mut self, script: &str, limit: Duration) -> Result<(String, Duration)> {
+        let start = Instant::now();
+        loop {
+            let output = self.sh(script, COMMAND.max(limit))?;
+            if output.status == 0 {
+                return Ok((output.text, start.elapsed()));
+            }
+            let late = start.elapsed() > limit;
+            ensure!(!late, "guest {}: {script}: not within {limit:?}\n{}", self.name, output.text);
+        }
+    }
+
+    /// Captures `filter` on the guest's NIC in promiscuous mode; [`Self::captured`] ends it.
+    ///
+    /// # Errors
+    /// When tcpdump does not start.
+    pub fn capture(&mut self, filter: &str) -> Result<()> {
+        let start = format!(
+            "tcpdump -i eth0 -n -U --immediate-mode -Z root -w /tmp/capture {filter} 2>/tmp/capture.log &"
+        );
+        self.ok(&start)?;
+        self.until_ok("cat /tmp/capture.log; grep -q 'listening on' /tmp/capture.log", COMMAND).map(|_| ())
+    }
+
+    /// Ends [`Self::capture`] and gives one line for each frame that also matches `filter`, checksums verified.
+    ///
+    /// # Errors
+    /// When there is no capture.
+    pub fn captured(&mut self, filter: &str) -> Result<Vec<String>> {
+        // What came just now is still on its way through the guest's kernel.
+        self.sh("sleep 0.3; killall -INT tcpdump; sleep 0.3", COMMAND)?;
+        let text =
+            self.ok(&format!("{READ_CAPTURE} -v {filter} 2>/tmp/err || {{ cat /tmp/err; false; }}"))?;
+        // Further lines of a frame are indented.
+        Ok(text.lines().filter(|line| !line.starts_with([' ', '\t'])).map(str::to_owned).collect())
+    }
+
+    /// Reboots the guest inside the same VMM and waits for its shell.
+    ///
+    /// # Errors
+    /// When it does not come up again.
+    pub fn reboot(&mut self) -> Result<()> {
+        self.shell.send("reboot -f")?;
+        self.wait_ready()
+    }
+
+    /// SIGKILL to the VMM.
+    ///
+    /// # Errors
+    /// When it cannot be killed.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.kill()
+    }
+
+    /// Kills the VMM if it still runs, starts a new one with the same line, and waits for the guest's shell.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn restart(&mut self) -> Result<()> {
+        self.kill()?;
+        let (process, shell) = spawn(&self.name, &self.line, &self.listener, self.folder.path())?;
+        (self.process, self.shell) = (process, shell);
+        self.wait_ready()
+    }
+
+    /// The VMM.
+    #[must_use]
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    fn evidence(&self) -> String {
+        let serial = std::fs::read(self.folder.path().join(SERIAL)).unwrap_or_default();
+        let serial = String::from_utf8_lossy(&serial).into_owned();
+        format!("--- serial\n{serial}\n--- shell\n{}\n--- VMM\n{}", self.shell.tail(), self.process.log())
+    }
+}
+
+/// The guest's programs beside busybox.
+#[must_use]
+pub fn contents() -> Contents {
+    let program = |package, path| DebianProgram { package, path };
+    let debian = vec![
+        program("iperf3", "usr/bin/iperf3"),
+        program("tcpdump", "usr/bin/tcpdump"),
+        program("ethtool", "sbin/ethtool"),
+    ];
+    Contents { debian, local: Vec::new() }
+}
+
+/// Where downloads and images are kept: `VMROUTER_CACHE`, else below the target folder.
+///
+/// # Errors
+/// When the running program has no path.
+pub fn cache_dir() -> Result<PathBuf> {
+    match std::env::var_os("VMROUTER_CACHE") {
+        Some(folder) => Ok(PathBuf::from(folder)),
+        // target/PROFILE/deps/TEST
+        None => {
+            Ok(std::env::current_exe()?.ancestors().nth(3).context("no target folder")?.join("guest-cache"))
+        }
+    }
+}
+
+fn command_line(
+    scenario: &Scenario,
+    index: VmIndex,
+    run_dir: &Path,
+    options: &GuestOptions,
+    folder: &Path,
+) -> Result<launch::CommandLine> {
+    let (shell, serial) = (folder.join(SHELL), folder.join(SERIAL));
+    let image = GuestImage::build(&cache_dir()?, &contents(), &mut |line| println!("{line}"))?;
+    let qemu = options.qemu.clone().map_or_else(Qemu::find, Ok)?;
+    let mut topology = scenario.topology.clone();
+    let vm =
+        topology.tenants.get_mut(index.tenant).and_then(|t| t.vms.get_mut(index.vm)).context("no such vm")?;
+    vm.spec.kernel = Some(image.kernel);
+    vm.spec.initrd = Some(image.initrd);
+    vm.spec.cmdline = Some(kernel_arguments(scenario, index, options.autoconf)?);
+    let target = Target::new(&topology, index.tenant, index.vm, run_dir)?;
+    // Ordinary Linux guests need emulation on machines whose /dev/kvm is itself a nested, paravirtual one.
+    let qemu_options = QemuOptions { version: qemu.version, accel: Accel::Tcg, vectors: options.vectors };
+    let mut line = launch::CommandLine::new(qemu.program.to_string_lossy());
+    for folder in &qemu.data {
+        line.option("-L", folder.to_string_lossy());
+    }
+    line.extend(launch::qemu(&target, &qemu_options)?.arguments());
+    line.push("-nodefaults");
+    line.option("-serial", format!("file:{}", serial.display()));
+    line.option("-device", "virtio-serial-pci");
+    line.option("-chardev", format!("socket,id=shell,path={}", shell.display()));
+    line.option("-device", "virtserialport,chardev=shell,name=shell");
+    Ok(line)
+}
+
+fn kernel_arguments(scenario: &Scenario, index: VmIndex, autoconf: bool) -> Result<String> {
+    let (tenant, vm, nic) = scenario.get(index)?;
+    let network = tenant.networks.get(nic.network).context("no such network")?;
+    let mut addresses = Vec::new();
+    for (address, net) in nic.addresses4.iter().zip(&network.subnets4) {
+        addresses.push(format!("{address}/{}", net.prefix_len()));
+    }
+    let nets6 = network.subnets6.iter().filter(|_| !autoconf);
+    for (address, net) in nic.addresses6.iter().zip(nets6) {
+        addresses.push(format!("{address}/{}", net.prefix_len()));
+    }
+    let gateways = network.gateways.iter().filter(|ip| ip.is_ipv4() || !autoconf);
+    let gateways: Vec<String> = gateways.map(ToString::to_string).collect();
+    Ok(format!(
+        "console=ttyS0 quiet loglevel=1 panic=-1 vmr.name={} vmr.ip0={} vmr.gw0={}",
+        vm.name,
+        addresses.join(","),
+        gateways.join(",")
+    ))
+}
+
+fn spawn(
+    name: &str,
+    line: &launch::CommandLine,
+    listener: &UnixListener,
+    folder: &Path,
+) -> Result<(Process, Shell)> {
+    let mut process = Process::spawn(name, line.command(), folder)?;
+    listener.set_nonblocking(true)?;
+    let stream = wait_for("QEMU to open its shell port", Duration::from_secs(10), || {
+        process.still_runs()?;
+        match listener.accept() {
+            Ok((stream, _)) => Ok(Some(stream)),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    });
+    let shell = Shell::new(stream.with_context(|| line.shell())?)?;
+    Ok((process, shell))
+}

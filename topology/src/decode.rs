@@ -1,0 +1,122 @@
+//! Text to [`RawFile`], with every unknown key and wrong type reported, not only the first.
+//!
+//! serde stops at its first error. So the offending entry is taken out of the parsed tree and the rest is
+//! read again, until it reads; what was taken out is remembered, so that the checks do not call it missing.
+
+use serde::Deserialize;
+use serde_spanned::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use crate::at::Span;
+use crate::problem::{Problem, listing, nearest};
+use crate::raw::RawFile;
+use crate::source::Source;
+
+/// Each costs another pass over the file; nobody reads more of them at a time.
+const PASSES: usize = 50;
+
+/// What could be read.
+pub(crate) struct Decoded {
+    /// Nothing if the text is not TOML, or too much of it is wrong.
+    pub(crate) file: Option<RawFile>,
+    pub(crate) problems: Vec<Problem>,
+    /// Tables that lost an entry which could not be read.
+    pub(crate) damaged: Vec<Span>,
+}
+
+pub(crate) fn decode(source: &Source) -> Decoded {
+    let mut out = Decoded { file: None, problems: Vec::new(), damaged: Vec::new() };
+    let mut tree = match DeTable::parse(source.text()) {
+        Ok(tree) => tree,
+        Err(error) => {
+            out.problems.push(problem(source, &error));
+            return out;
+        }
+    };
+    for _ in 0..PASSES {
+        let error = match RawFile::deserialize(toml::de::Deserializer::from(tree.clone())) {
+            Ok(file) => {
+                out.file = Some(file);
+                return out;
+            }
+            Err(error) => error,
+        };
+        out.problems.push(problem(source, &error));
+        let root = tree.span();
+        let Some(table) = error.span().and_then(|span| remove(tree.get_mut(), &root, &span)) else {
+            return out;
+        };
+        out.damaged.push(table);
+    }
+    out
+}
+
+/// serde's and the parser's "message, expected this" as a problem with a hint.
+fn problem(source: &Source, error: &toml::de::Error) -> Problem {
+    let message = error.message().trim_end().replace('\n', ", ");
+    let span = error.span().unwrap_or(0..0);
+    let (message, help) = unknown(&message)
+        .or_else(|| wrong(&message))
+        .unwrap_or_else(|| (message.clone(), "the file is TOML: https://toml.io has its rules".to_owned()));
+    Problem::new(source, span, message, help)
+}
+
+/// "unknown field `a`, expected one of `b`, `c`".
+fn unknown(message: &str) -> Option<(String, String)> {
+    let (kind, rest) = [("key", "unknown field `"), ("value", "unknown variant `")]
+        .into_iter()
+        .find_map(|(kind, prefix)| Some((kind, message.strip_prefix(prefix)?)))?;
+    let (word, expected) = rest.rsplit_once("`, expected ")?;
+    let choices = || expected.split('`').skip(1).step_by(2);
+    let help = match nearest(word, choices()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("expected {}", listing(choices())),
+    };
+    Some((format!("unknown {kind} {word:?}"), help))
+}
+
+/// "invalid type: integer `5`, expected a string".
+fn wrong(message: &str) -> Option<(String, String)> {
+    // What the toml crate says of an enum, which could be a table elsewhere; ours are all strings.
+    if message.starts_with("wanted ") {
+        return Some(("invalid type".to_owned(), "expected a string, in quotes".to_owned()));
+    }
+    let (message, expected) = message.rsplit_once(", expected ")?;
+    let expected = match expected {
+        "u32" | "u64" => "a whole number that is not negative",
+        "a string" => "a string, in quotes",
+        "a boolean" => "true or false",
+        "a sequence" => "a list in brackets",
+        other => other,
+    };
+    Some((message.to_owned(), format!("expected {expected}")))
+}
+
+/// Takes the entry out whose key, value or array element was read from `bad`. Returns the span of its table.
+fn remove(table: &mut DeTable<'_>, table_span: &Span, bad: &Span) -> Option<Span> {
+    let wrong = table.iter().find(|(key, value)| key.span() == *bad || holds(value, bad));
+    if let Some(key) = wrong.map(|(key, _)| key.get_ref().to_string()) {
+        table.remove(key.as_str());
+        return Some(table_span.clone());
+    }
+    table.iter_mut().find_map(|(_, value)| remove_below(value, bad))
+}
+
+fn remove_below(value: &mut Spanned<DeValue<'_>>, bad: &Span) -> Option<Span> {
+    let span = value.span();
+    match value.get_mut() {
+        DeValue::Table(table) => remove(table, &span, bad),
+        DeValue::Array(array) => array.iter_mut().find_map(|element| remove_below(element, bad)),
+        DeValue::String(_)
+        | DeValue::Integer(_)
+        | DeValue::Float(_)
+        | DeValue::Boolean(_)
+        | DeValue::Datetime(_) => None,
+    }
+}
+
+/// Whether the value, or an element of the array that it is, was read from `bad`.
+fn holds(value: &Spanned<DeValue<'_>>, bad: &Span) -> bool {
+    value.span() == *bad
+        || matches!(value.get_ref(), DeValue::Array(array) if array.iter().any(|element| holds(element, bad)))
+}

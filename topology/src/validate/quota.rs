@@ -1,0 +1,80 @@
+//! `[tenant.X] quota`: what the file itself can be held against, and what only a running router could.
+
+use crate::at::At;
+use crate::model::Tenant;
+use crate::raw::{RawQuota, RawTenant};
+use crate::units;
+use crate::validate::context::Context;
+
+/// `path` is the tenant's, `tenant.acme`.
+pub(crate) fn validate(path: &str, raw: &RawTenant, tenant: &Tenant, ctx: &mut Context<'_>) {
+    let Some(quota) = &raw.quota else { return };
+    counts(quota, tenant, ctx);
+    sizes(quota, raw, tenant, ctx);
+    rates(quota, ctx);
+    let path = format!("{path}.quota");
+    ctx.unenforced_key(&path, "storage", quota.storage.as_ref());
+    ctx.unenforced_key(&path, "iops", quota.iops.as_ref());
+    ctx.unenforced_key(&path, "cpu_share", quota.cpu_share.as_ref());
+    ctx.unenforced_key(&path, "rate", quota.rate.as_ref());
+    ctx.unenforced_key(&path, "pps", quota.pps.as_ref());
+    ctx.unenforced_key(&path, "flows", quota.flows.as_ref());
+    ctx.unenforced_key(&path, "flip_memory", quota.flip_memory.as_ref());
+}
+
+fn counts(quota: &RawQuota, tenant: &Tenant, ctx: &mut Context<'_>) {
+    let vcpus = tenant.vms.iter().map(|vm| u64::from(vm.spec.vcpus)).sum();
+    let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+    let used = [
+        (&quota.vms, count(tenant.vms.len()), "VMs"),
+        (&quota.vcpus, vcpus, "virtual CPUs"),
+        (&quota.routes, count(tenant.routes.len()), "routes"),
+    ];
+    for (limit, used, what) in used {
+        if let Some(limit) = limit.as_ref().filter(|limit| used > ***limit) {
+            exceeded(limit, &limit.to_string(), &used.to_string(), what, tenant, ctx);
+        }
+    }
+}
+
+fn sizes(quota: &RawQuota, raw: &RawTenant, tenant: &Tenant, ctx: &mut Context<'_>) {
+    let size = |text: &Option<At<String>>| text.as_ref().and_then(|text| units::size(text).ok()).unwrap_or(0);
+    let memory = tenant.vms.iter().map(|vm| vm.spec.memory).fold(0, u64::saturating_add);
+    let disks = raw.vm.iter().filter_map(|vm| vm.value.spec.as_ref()?.disks.as_ref());
+    let storage =
+        disks.flat_map(|disks| disks.iter()).map(|disk| size(&disk.size)).fold(0, u64::saturating_add);
+    let slots = raw.flip.iter().map(|flip| {
+        let slots = flip.value.slots.as_ref().map_or(0, |slots| **slots);
+        size(&flip.value.slot).saturating_mul(slots)
+    });
+    let used = [
+        (&quota.memory, memory, "memory"),
+        (&quota.storage, storage, "disk space"),
+        (&quota.flip_memory, slots.fold(0, u64::saturating_add), "memory for page flip"),
+    ];
+    for (text, used, what) in used {
+        let Some(text) = text else { continue };
+        let limit = ctx.unit(text, "a size", units::size);
+        if limit.is_some_and(|limit| used > limit) {
+            exceeded(text, text, &units::show_size(used), what, tenant, ctx);
+        }
+    }
+}
+
+fn exceeded<T>(at: &At<T>, limit: &str, used: &str, what: &str, tenant: &Tenant, ctx: &mut Context<'_>) {
+    let message = format!("tenant {:?} has {used} {what}, its quota is {limit}", tenant.name);
+    ctx.problem(at.span(), message, "raise the quota, or ask for less");
+}
+
+fn rates(quota: &RawQuota, ctx: &mut Context<'_>) {
+    if let Some(rate) = &quota.rate {
+        ctx.unit(rate, "a rate", units::rate);
+    }
+    for (value, key) in
+        [(&quota.iops, "iops"), (&quota.cpu_share, "cpu_share"), (&quota.pps, "pps"), (&quota.flows, "flows")]
+    {
+        if let Some(value) = value {
+            ctx.number::<u32>(value, key, 1..=u32::MAX);
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Asking the daemon.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::http::StatusCode;
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use super::{SOCKET, api};
+
+/// A daemon that takes longer hangs.
+const ANSWER_TIME: Duration = Duration::from_secs(1);
+/// No answer is larger.
+const ANSWER_BYTES: usize = 64 << 20;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error("the daemon is not running: nobody listens on {}", .0.display())]
+    NotRunning(PathBuf),
+    /// The socket's mode keeps us out.
+    #[error("no permission to open {}: become root or a member of its group", .0.display())]
+    Denied(PathBuf),
+    /// Somebody listens and does not answer in time.
+    #[error("the daemon does not answer on {} within a second", .0.display())]
+    Silent(PathBuf),
+    /// The daemon knows no such thing; its own words.
+    #[error("{0}")]
+    NoSuch(String),
+    /// The answer makes no sense: another program, or another version.
+    #[error("cannot understand the answer from {}: {why}", path.display())]
+    Answer {
+        /// The control socket.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// The answer to `GET resource` from the daemon that runs in `run_dir`.
+///
+/// # Errors
+/// [`ClientError`] says why there is none.
+pub fn get<T: DeserializeOwned>(run_dir: &Path, resource: &str) -> Result<T, ClientError> {
+    let path = run_dir.join(SOCKET);
+    let failed = |why: String| ClientError::Answer { path: path.clone(), why };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| failed(error.to_string()))?;
+    let asked = async { tokio::time::timeout(ANSWER_TIME, ask(&path, resource)).await };
+    let (status, body) = runtime.block_on(asked).map_err(|_| ClientError::Silent(path.clone()))??;
+    if status.is_success() {
+        return serde_json::from_slice(&body).map_err(|error| failed(error.to_string()));
+    }
+    let error = serde_json::from_slice::<api::Problem>(&body).map(|problem| problem.error);
+    match (status, error) {
+        (StatusCode::NOT_FOUND, Ok(error)) => Err(ClientError::NoSuch(error)),
+        (status, error) => Err(failed(format!("{status} {}", error.unwrap_or_default()))),
+    }
+}
+
+async fn ask(path: &Path, resource: &str) -> Result<(StatusCode, Bytes), ClientError> {
+    let failed = |why: String| ClientError::Answer { path: path.to_owned(), why };
+    let stream = UnixStream::connect(path).await.map_err(|error| not_connected(path, &error))?;
+    let shaken = http1::handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = shaken.map_err(|error| failed(error.to_string()))?;
+    tokio::spawn(connection);
+    let request = hyper::Request::get(resource).header("host", "localhost").body(Empty::<Bytes>::new());
+    let request = request.map_err(|error| failed(error.to_string()))?;
+    // The daemon may die, or hang up on one client too many, at any time.
+    let response = sender.send_request(request).await.map_err(|_| ClientError::Silent(path.to_owned()))?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), ANSWER_BYTES).collect().await;
+    Ok((status, body.map_err(|error| failed(error.to_string()))?.to_bytes()))
+}
+
+fn not_connected(path: &Path, error: &io::Error) -> ClientError {
+    let is = |kind: io::ErrorKind| error.kind() == kind;
+    let path = path.to_owned();
+    if is(io::ErrorKind::NotFound) || is(io::ErrorKind::ConnectionRefused) {
+        ClientError::NotRunning(path)
+    } else if is(io::ErrorKind::PermissionDenied) {
+        ClientError::Denied(path)
+    } else if is(io::ErrorKind::WouldBlock) {
+        // The listen queue is full.
+        ClientError::Silent(path)
+    } else {
+        ClientError::Answer { path, why: error.to_string() }
+    }
+}

@@ -1,0 +1,60 @@
+//! A small daemon without packets, for tests of the server and of the tables.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use router::{PortId, Snapshot};
+
+use crate::counters::{Counters, Identity};
+use crate::daemon::View;
+use crate::port::{Negotiated, Peer, PortShared, RingStatus};
+
+const TOPOLOGY: &str = r#"
+version = 1
+[uplink.lab]
+kind = "tap"
+device = "vmr0"
+addresses = ["10.255.0.1/24"]
+[tenant.acme.network.web]
+subnets = ["10.1.0.0/24"]
+[tenant.acme.vm.web1]
+nic = [{ network = "web", addresses = ["10.1.0.11"] }]
+[tenant.acme.vm.web2]
+nic = [{ network = "web", addresses = ["10.1.0.12"] }]
+[tenant.globex]
+uplinks = ["lab"]
+[tenant.globex.network.web]
+subnets = ["10.2.0.0/24"]
+[tenant.globex.vm.api]
+nic = [{ network = "web", addresses = ["10.2.0.11"] }]
+"#;
+
+/// web1 runs with every offload, web2's driver does not run yet, globex's api is not there, the uplink is up.
+pub(crate) fn view(run_dir: &Path) -> View {
+    let topology = topology::parse("sample.toml", TOPOLOGY).unwrap();
+    let snapshot = Snapshot::build(&topology, &[]);
+    let identities = Identity::all(&topology);
+    let named = (0..).zip(&identities);
+    let ports = named.map(|(id, identity)| {
+        let pairs = matches!(identity, Identity::Nic { .. }).then_some(1);
+        PortShared::new(PortId(id), identity.to_string(), pairs)
+    });
+    let view = View {
+        ports: ports.collect(),
+        counters: Counters::create(&run_dir.join("stats"), 2, &identities).unwrap(),
+        topology: Arc::new(topology),
+        snapshot: Arc::new(snapshot),
+        run_dir: run_dir.to_owned(),
+    };
+    running(&view, 0, 1 | 1 << 1 | 1 << 7 | 1 << 8 | 1 << 11 | 1 << 12 | 1 << 32);
+    view.ports[1].status.lock().unwrap().peer = Some(Peer { pid: 1, uid: 0 });
+    view
+}
+
+/// Makes a port one whose guest runs a queue pair and negotiated `features`.
+pub(crate) fn running(view: &View, port: usize, features: u64) {
+    let mut status = view.ports[port].status.lock().unwrap();
+    status.peer = Some(Peer { pid: 4711, uid: 107 });
+    status.negotiated = Negotiated { features, ..Negotiated::default() };
+    status.rings = [0, 1].map(|index| RingStatus { index, size: 256, enabled: true }).into();
+}

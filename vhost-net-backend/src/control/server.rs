@@ -1,0 +1,340 @@
+//! The server: who may ask, how much at once, and which function answers.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::http::{Method, StatusCode};
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+use axum::{Extension, Json, Router};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use serde::Deserialize;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, oneshot};
+
+use super::{answers, api, offloads, routes, socket};
+use crate::daemon::View;
+
+/// Clients served at once; more wait in the listen queue.
+const CLIENTS: usize = 256;
+/// For a request's headers, and for an idle connection.
+const HEADER_TIME: Duration = Duration::from_secs(1);
+/// For everything on one connection.
+const CONNECTION_TIME: Duration = Duration::from_secs(10);
+/// Bytes of a request's headers.
+const HEADER_BYTES: usize = 16 << 10;
+/// Bytes of a request's body.
+const BODY_BYTES: usize = 64 << 10;
+/// The control thread's nice value: the packet path goes first.
+const NICE: i32 = 5;
+
+/// A running control server; `stop` (or drop) ends its thread and removes its socket.
+#[derive(Debug)]
+pub struct ControlServer {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+    path: PathBuf,
+}
+
+/// Answers at `view.run_dir/control.sock`.
+///
+/// # Errors
+/// When the socket or the thread cannot be made, or when another daemon answers there.
+pub fn serve(view: View) -> io::Result<ControlServer> {
+    let (listener, path) = socket::bind(&view.run_dir)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (stop, stopped) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
+        if let Err(error) = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE) {
+            tracing::debug!(%error, "the control thread keeps its priority");
+        }
+        runtime.block_on(async {
+            tokio::select! {
+                () = accept(listener, application(view)) => {}
+                _ = stopped => {}
+            }
+        });
+    })?;
+    Ok(ControlServer { stop: Some(stop), thread: Some(thread), path })
+}
+
+impl ControlServer {
+    /// Ends the thread and removes the socket.
+    pub fn stop(self) {}
+}
+
+impl Drop for ControlServer {
+    fn drop(&mut self) {
+        let _ = self.stop.take().map(|stop| stop.send(()));
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::warn!("the control thread panicked");
+        }
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::debug!(path = %self.path.display(), %error, "cannot remove the control socket");
+        }
+    }
+}
+
+async fn accept(listener: std::os::unix::net::UnixListener, application: Router) {
+    let listener = match UnixListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "cannot listen on the control socket"),
+    };
+    let clients = Arc::new(Semaphore::new(CLIENTS));
+    loop {
+        // The semaphore is never closed.
+        let Ok(permit) = Arc::clone(&clients).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let application = application.clone();
+                tokio::spawn(async move {
+                    let _ = tokio::time::timeout(CONNECTION_TIME, connection(stream, application)).await;
+                    drop(permit);
+                });
+            }
+            // Out of file descriptors or memory: it passes, and asking again at once would only burn the CPU.
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a control client");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: UnixStream, application: Router) {
+    let Ok(peer) = stream.peer_cred() else { return };
+    let service = TowerToHyperService::new(application.layer(Extension(Caller { uid: peer.uid() })));
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIME)
+        .max_buf_size(HEADER_BYTES)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = served.await {
+        tracing::debug!(%error, "control connection");
+    }
+}
+
+/// Who asks, as the kernel says.
+#[derive(Clone, Copy, Debug)]
+struct Caller {
+    uid: u32,
+}
+
+fn application(view: View) -> Router {
+    Router::new()
+        .route("/v1/ports", get(async |State(view): Shared| Json(answers::port_infos(&view))))
+        .route("/v1/stats", get(async |State(view): Shared| Json(answers::stats(&view))))
+        .route("/v1/drops", get(async |State(view): Shared| Json(answers::drops(&answers::stats(&view)))))
+        .route("/v1/routes/{tenant}", get(show_routes))
+        .route("/v1/offloads", get(show_offloads))
+        .route("/v1/vm/{tenant}/{vm}", get(show_vm))
+        .fallback(async || problem(StatusCode::NOT_FOUND, "no such resource"))
+        .method_not_allowed_fallback(async || problem(StatusCode::METHOD_NOT_ALLOWED, "GET only"))
+        .layer(from_fn(only_owners_write))
+        .layer(DefaultBodyLimit::max(BODY_BYTES))
+        .with_state(Arc::new(view))
+}
+
+type Shared = State<Arc<View>>;
+
+async fn only_owners_write(Extension(caller): Extension<Caller>, request: Request, next: Next) -> Response {
+    let reads = [Method::GET, Method::HEAD].contains(request.method());
+    if reads || may_write(caller.uid, rustix::process::geteuid().as_raw()) {
+        next.run(request).await
+    } else {
+        problem(StatusCode::FORBIDDEN, "only root and the daemon's own user may change anything")
+    }
+}
+
+fn may_write(caller: u32, daemon: u32) -> bool {
+    caller == 0 || caller == daemon
+}
+
+#[derive(Deserialize)]
+struct Lookup {
+    lookup: Option<String>,
+}
+
+async fn show_routes(
+    State(view): Shared,
+    Path(tenant): Path<String>,
+    Query(Lookup { lookup }): Query<Lookup>,
+) -> Response {
+    let Ok(address) = lookup.map(|text| text.parse::<IpAddr>()).transpose() else {
+        return problem(StatusCode::BAD_REQUEST, "lookup is not an IP address");
+    };
+    found(routes::routes(&view, &tenant, address), "no such tenant")
+}
+
+#[derive(Deserialize)]
+struct OfTenant {
+    tenant: Option<String>,
+}
+
+async fn show_offloads(State(view): Shared, Query(OfTenant { tenant }): Query<OfTenant>) -> Response {
+    Json(offloads::offloads(&view, tenant.as_deref())).into_response()
+}
+
+async fn show_vm(State(view): Shared, Path((tenant, vm)): Path<(String, String)>) -> Response {
+    found(answers::vm(&view, &tenant, &vm), "no such VM")
+}
+
+fn found<T: serde::Serialize>(answer: Option<T>, otherwise: &str) -> Response {
+    match answer {
+        Some(answer) => Json(answer).into_response(),
+        None => problem(StatusCode::NOT_FOUND, otherwise),
+    }
+}
+
+fn problem(status: StatusCode, error: &str) -> Response {
+    (status, Json(api::Problem { error: error.to_owned() })).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::os::unix::net::UnixStream as Client;
+    use std::sync::Mutex;
+    use std::time::Instant;
+
+    use router::{DropReason, PortId, Snapshot};
+
+    use super::super::client::{self, ClientError};
+    use super::super::sample;
+    use super::*;
+    use crate::counters::Counter;
+
+    #[test]
+    fn every_answer() {
+        let folder = tempfile::tempdir().unwrap();
+        let view = sample::view(folder.path());
+        let block = view.counters.block(0, PortId(0));
+        block.add(Counter::Received, 3);
+        block.add(Counter::DeliveredVm, 1);
+        block.dropped(DropReason::HostUnknown);
+        let server = serve(view).unwrap();
+        let dir = folder.path();
+
+        let stats: api::Stats = client::get(dir, "/v1/stats").unwrap();
+        let names: Vec<_> = stats.ports.iter().map(|port| port.port.name.as_str()).collect();
+        assert_eq!(names, ["acme/web1.0", "acme/web2.0", "globex/api.0", "uplink:lab"]);
+        let counts = &stats.ports[0].counts;
+        assert_eq!((counts.received, counts.balance, counts.drops["host.unknown"]), (3, 1, 1));
+        assert_eq!(stats.totals, *counts);
+        assert_eq!(stats.pid, std::process::id());
+        let states: Vec<_> = stats.ports.iter().map(|port| port.state).collect();
+        assert_eq!(states, [api::State::Up, api::State::Attached, api::State::Down, api::State::Up]);
+
+        let drops: api::Drops = client::get(dir, "/v1/drops").unwrap();
+        assert_eq!(drops.drops.len(), 1);
+        assert_eq!(drops.drops[0].meaning, DropReason::HostUnknown.meaning());
+
+        let ports: api::Ports = client::get(dir, "/v1/ports").unwrap();
+        assert_eq!(ports.ports[0].addresses[0], "10.1.0.11");
+        assert!(ports.ports[0].socket.as_ref().unwrap().ends_with("/acme/web1.0.sock"));
+        assert!(ports.ports[0].features.contains(&"HOST_TSO4".to_owned()));
+
+        let vm: api::Vm = client::get(dir, "/v1/vm/acme/web1").unwrap();
+        assert_eq!((vm.nics.len(), vm.nics[0].counts.received), (1, 3));
+        let missing = client::get::<api::Vm>(dir, "/v1/vm/acme/none").unwrap_err();
+        assert!(matches!(missing, ClientError::NoSuch(why) if why == "no such VM"));
+
+        let routes: api::Routes = client::get(dir, "/v1/routes/acme?lookup=10.1.0.12").unwrap();
+        assert_eq!(routes.routes[0].next_hop.as_deref(), Some("acme/web2.0"));
+        let missing = client::get::<api::Routes>(dir, "/v1/routes/none").unwrap_err();
+        assert!(matches!(missing, ClientError::NoSuch(_)));
+        let bad = client::get::<api::Routes>(dir, "/v1/routes/acme?lookup=x").unwrap_err();
+        assert!(matches!(bad, ClientError::Answer { .. }));
+
+        server.stop();
+        assert!(!dir.join(socket::SOCKET).exists());
+        let gone = client::get::<api::Stats>(dir, "/v1/stats").unwrap_err();
+        assert!(matches!(gone, ClientError::NotRunning(_)));
+    }
+
+    #[test]
+    fn the_offload_matrix_follows_from_what_was_negotiated() {
+        let folder = tempfile::tempdir().unwrap();
+        let view = sample::view(folder.path());
+        // web1 has everything, web2 only a receive checksum; the uplink takes TSO4.
+        sample::running(&view, 1, 1 << 1);
+        sample::running(&view, 3, 1 << 1 | 1 << 7 | 1);
+        let found = offloads::offloads(&view, Some("acme"));
+        let line = |p: &api::Pair| (p.from.clone(), p.to.clone(), p.checksum, p.tso4, p.tso6);
+        use api::Treatment::{None, Segment, Whole};
+        let text = |from: &str, to: &str, checksum, tso4, tso6| {
+            (from.to_owned(), to.to_owned(), checksum, tso4, tso6)
+        };
+        let wanted = [
+            text("acme/web1.0", "acme/web2.0", Whole, Segment, Segment),
+            text("acme/web2.0", "acme/web1.0", None, None, None),
+        ];
+        assert_eq!(found.pairs.iter().map(line).collect::<Vec<_>>(), wanted);
+        // globex has the uplink, and no VM that runs.
+        assert_eq!(offloads::offloads(&view, Some("globex")).pairs, []);
+        sample::running(&view, 2, 1 << 11 | 1 << 12);
+        let found = offloads::offloads(&view, Some("globex"));
+        let wanted = [
+            text("globex/api.0", "uplink:lab", None, Whole, Segment),
+            text("uplink:lab", "globex/api.0", api::Treatment::Checksum, None, None),
+        ];
+        assert_eq!(found.pairs.iter().map(line).collect::<Vec<_>>(), wanted);
+    }
+
+    #[test]
+    fn only_owners_write() {
+        let folder = tempfile::tempdir().unwrap();
+        let _server = serve(sample::view(folder.path())).unwrap();
+        let answer = raw(folder.path(), "POST /v1/stats HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");
+        for (caller, daemon, wanted) in [(0, 7, true), (7, 7, true), (8, 7, false)] {
+            assert_eq!(may_write(caller, daemon), wanted);
+        }
+    }
+
+    #[test]
+    fn clients_that_say_nothing_do_not_stop_the_next_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let _server = serve(sample::view(folder.path())).unwrap();
+        let path = folder.path().join(socket::SOCKET);
+        let silent: Vec<_> = (0..CLIENTS + 50).map(|_| Client::connect(&path).unwrap()).collect();
+        let long = format!("GET /{} HTTP/1.1\r\n", "a".repeat(2 * HEADER_BYTES));
+        let _ = Client::connect(&path).unwrap().write_all(long.as_bytes());
+        let start = Instant::now();
+        let answer = raw(folder.path(), "GET /v1/stats HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(start.elapsed() < 4 * HEADER_TIME, "{:?}", start.elapsed());
+        drop(silent);
+    }
+
+    #[test]
+    fn a_poisoned_lock_does_not_stop_the_answers() {
+        let folder = tempfile::tempdir().unwrap();
+        let view = sample::view(folder.path());
+        let ports = Arc::clone(&view.ports);
+        let _ = std::thread::spawn(move || {
+            let _held = ports[0].status.lock().unwrap();
+            panic!("on purpose");
+        })
+        .join();
+        assert!(Mutex::is_poisoned(&view.ports[0].status));
+        assert_eq!(answers::stats(&view).ports[0].state, api::State::Up);
+        assert_eq!(view.ports.len(), Snapshot::build(&view.topology, &[]).ports.len());
+    }
+
+    fn raw(run_dir: &std::path::Path, request: &str) -> String {
+        let mut stream = Client::connect(run_dir.join(socket::SOCKET)).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+}

@@ -1,0 +1,50 @@
+//! Whose counters they are: a name that outlives the VMM, a reload and a restart.
+
+use std::fmt;
+
+use topology::Topology;
+
+/// Identity of one port's counters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// A guest's NIC.
+    Nic {
+        /// Tenant's name.
+        tenant: String,
+        /// VM's name.
+        vm: String,
+        /// Index of the NIC in its VM.
+        nic: u32,
+        /// Starts at 1; a VM that was removed and added again has the next one.
+        generation: u64,
+    },
+    /// A way out of the machine, by its name in the file.
+    Uplink(String),
+}
+
+impl Identity {
+    /// All ports of `topology`, in the order of [`router::PortId`]: NICs by tenant, VM and index, then uplinks.
+    #[must_use]
+    pub fn all(topology: &Topology) -> Vec<Self> {
+        let vms = topology.tenants.iter().flat_map(|tenant| tenant.vms.iter().map(move |vm| (tenant, vm)));
+        let nics = vms.flat_map(|(tenant, vm)| {
+            (0..).zip(&vm.nics).map(|(nic, _)| Self::Nic {
+                tenant: tenant.name.clone(),
+                vm: vm.name.clone(),
+                nic,
+                generation: 1,
+            })
+        });
+        nics.chain(topology.uplinks.iter().map(|uplink| Self::Uplink(uplink.name.clone()))).collect()
+    }
+}
+
+/// `acme/web1.0`, `uplink:wan`.
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nic { tenant, vm, nic, .. } => write!(f, "{tenant}/{vm}.{nic}"),
+            Self::Uplink(name) => write!(f, "uplink:{name}"),
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! Counters: one block for each worker and port, one writer a block.
+//!
+//! # Theory of operation
+//! All blocks lie in one mapping, of the file `RUN_DIR/stats` in a daemon ([`Counters::create`]), anonymous in tests
+//! ([`Counters::new`]). A worker adds to the block that is its own with a plain load and store; whoever looks sums the
+//! blocks of all workers ([`Counters::tally`]). [`file`] reads the same file from another process, when the daemon
+//! itself does not answer. The format is in [`layout`]; whose counters a block holds is an [`Identity`].
+
+pub mod file;
+mod identity;
+pub mod layout;
+mod tally;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+use std::{fs, io};
+
+use router::{DropReason, PortId};
+use vm_memory::{FileOffset, MmapRegion, VolatileMemory as _};
+
+use layout::Layout;
+
+pub use identity::Identity;
+pub use tally::Tally;
+
+/// What is counted besides the drop reasons. received = delivered_vm + delivered_uplink + consumed + drops + held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Counter {
+    /// Frames popped at this port.
+    Received,
+    /// Their bytes, without vnet header.
+    ReceivedBytes,
+    /// Frames of this port that another guest got.
+    DeliveredVm,
+    /// Frames of this port that left by an uplink.
+    DeliveredUplink,
+    /// Frames of this port that were meant for the router itself.
+    Consumed,
+    /// Frames of this port that wait somewhere (a gauge).
+    Held,
+    /// Frames put out of this port: copies, segments and our own replies included.
+    Emitted,
+    /// Their bytes, without vnet header.
+    EmittedBytes,
+    /// Frames that other ports had for this one and that it could not take (part of their `rx.*` or `uplink.*` drops).
+    Refused,
+}
+
+impl Counter {
+    /// Every one, in the order of the block.
+    pub const ALL: [Self; 9] = [
+        Self::Received,
+        Self::ReceivedBytes,
+        Self::DeliveredVm,
+        Self::DeliveredUplink,
+        Self::Consumed,
+        Self::Held,
+        Self::Emitted,
+        Self::EmittedBytes,
+        Self::Refused,
+    ];
+
+    /// Its name in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Received => "received",
+            Self::ReceivedBytes => "received_bytes",
+            Self::DeliveredVm => "delivered_vm",
+            Self::DeliveredUplink => "delivered_uplink",
+            Self::Consumed => "consumed",
+            Self::Held => "held",
+            Self::Emitted => "emitted",
+            Self::EmittedBytes => "emitted_bytes",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// Which run of the daemon counted: a crash starts at zero with a new one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Boot {
+    /// 32 hexadecimal digits, random.
+    pub id: String,
+    /// The daemon's process.
+    pub pid: u32,
+    /// When it started to count.
+    pub started: SystemTime,
+}
+
+/// All blocks of the daemon.
+#[derive(Clone, Debug)]
+pub struct Counters(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    region: MmapRegion,
+    layout: Layout,
+    boot: Boot,
+    path: Option<PathBuf>,
+}
+
+impl Counters {
+    /// Zeroed counters for that many workers and ports, in memory of this process only.
+    ///
+    /// # Panics
+    /// When the machine has no memory left.
+    #[must_use]
+    #[expect(clippy::expect_used, reason = "for tests: anonymous memory of a few KiB")]
+    pub fn new(workers: usize, ports: usize) -> Self {
+        let layout = Layout::new(workers, ports);
+        let region = MmapRegion::new(layout.len()).expect("no memory for the counters");
+        let boot = Boot { id: String::new(), pid: std::process::id(), started: SystemTime::now() };
+        Self(Arc::new(Shared { region, layout, boot, path: None }))
+    }
+
+    /// Zeroed counters in the file `path` (mode 0640), which appears at once and complete; `ports` are in the order of
+    /// [`PortId`]. The file goes when the last clone goes; after a crash it stays, for whoever asks what happened.
+    ///
+    /// # Errors
+    /// When the file cannot be created or mapped, or the file system has no room for all of it.
+    pub fn create(path: &Path, workers: usize, ports: &[Identity]) -> io::Result<Self> {
+        let layout = Layout::new(workers, ports.len());
+        let boot = Boot { id: boot_id()?, pid: std::process::id(), started: SystemTime::now() };
+        let new = path.with_extension("new");
+        let file = layout::create_file(&new, layout.len())?;
+        let region =
+            MmapRegion::from_file(FileOffset::new(file, 0), layout.len()).map_err(io::Error::other)?;
+        layout.write(&region, &boot, ports)?;
+        fs::rename(&new, path)?;
+        Ok(Self(Arc::new(Shared { region, layout, boot, path: Some(path.to_owned()) })))
+    }
+
+    /// The block that worker `worker` writes for `port`. What is added to a block that does not exist is lost.
+    #[inline]
+    #[must_use]
+    pub fn block(&self, worker: usize, port: PortId) -> CounterBlock<'_> {
+        CounterBlock { region: &self.0.region, at: self.0.layout.block(worker, port.index()) }
+    }
+
+    /// Which run of the daemon this is.
+    #[must_use]
+    pub fn boot(&self) -> &Boot {
+        &self.0.boot
+    }
+
+    /// What all workers counted for `port`.
+    #[must_use]
+    pub fn tally(&self, port: PortId) -> Tally {
+        let mut tally = Tally::default();
+        for worker in 0..self.0.layout.workers {
+            let block = self.block(worker, port);
+            // Outcomes before `received`, whose worker counts it first: a frame in flight is never counted as an
+            // outcome of nothing.
+            for (slot, reason) in (Counter::ALL.len()..).zip(DropReason::ALL) {
+                tally.add_drop(reason.name(), block.load(slot));
+            }
+            for counter in Counter::ALL.into_iter().rev() {
+                tally.add(counter, block.load(counter_index(counter)));
+            }
+        }
+        tally
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        use std::os::unix::fs::MetadataExt as _;
+        let (Some(path), Some(ours)) = (&self.path, self.region.file_offset()) else { return };
+        // Another daemon may have put its own file there.
+        let same = |a: &fs::Metadata, b: &fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+        if let (Ok(there), Ok(ours)) = (fs::metadata(path), ours.file().metadata())
+            && same(&there, &ours)
+        {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// A random id for this run, from the kernel.
+fn boot_id() -> io::Result<String> {
+    let text = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
+    Ok(text.chars().filter(char::is_ascii_hexdigit).collect())
+}
+
+/// One worker's counters of one port. One writer: plain loads and stores, no locked instruction.
+#[derive(Clone, Copy, Debug)]
+pub struct CounterBlock<'a> {
+    region: &'a MmapRegion,
+    /// Bytes from the start of the mapping; past its end when there is no such block.
+    at: usize,
+}
+
+impl CounterBlock<'_> {
+    /// Adds to one counter.
+    #[inline]
+    pub fn add(self, counter: Counter, n: u64) {
+        self.bump(counter_index(counter), n);
+    }
+
+    /// Takes from a gauge ([`Counter::Held`]).
+    #[inline]
+    pub fn sub(self, counter: Counter, n: u64) {
+        self.bump(counter_index(counter), n.wrapping_neg());
+    }
+
+    /// Counts one frame dropped.
+    #[inline]
+    pub fn dropped(self, reason: DropReason) {
+        self.bump(Counter::ALL.len() + reason_index(reason), 1);
+    }
+
+    #[inline]
+    fn bump(self, slot: usize, n: u64) {
+        if let Some(counter) = self.slot(slot) {
+            counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+        }
+    }
+
+    fn load(self, slot: usize) -> u64 {
+        self.slot(slot).map_or(0, |counter| counter.load(Ordering::Acquire))
+    }
+
+    #[inline]
+    fn slot(&self, slot: usize) -> Option<&AtomicU64> {
+        self.region.get_atomic_ref(self.at.saturating_add(slot * layout::SLOT)).ok()
+    }
+}
+
+#[inline]
+#[expect(clippy::as_conversions, reason = "reads the discriminant of a fieldless enum")]
+fn counter_index(counter: Counter) -> usize {
+    counter as usize
+}
+
+#[inline]
+#[expect(clippy::as_conversions, reason = "reads the discriminant of a fieldless enum")]
+fn reason_index(reason: DropReason) -> usize {
+    reason as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_do_not_overlap_and_workers_are_summed() {
+        let counters = Counters::new(2, 3);
+        for worker in 0..2 {
+            for port in 0..3 {
+                let block = counters.block(worker, PortId(port));
+                for counter in Counter::ALL {
+                    block.add(counter, u64::from(port) + 1);
+                }
+                DropReason::ALL.iter().for_each(|reason| block.dropped(*reason));
+            }
+        }
+        for port in 0..3 {
+            let tally = counters.tally(PortId(port));
+            for counter in Counter::ALL {
+                assert_eq!(tally.get(counter), 2 * (u64::from(port) + 1), "{counter:?}");
+            }
+            assert!(tally.drops().values().all(|count| *count == 2));
+            assert_eq!(tally.drops().len(), DropReason::ALL.len());
+        }
+    }
+
+    #[test]
+    fn a_port_or_worker_that_is_not_there_counts_nowhere() {
+        let counters = Counters::new(2, 1);
+        counters.block(0, PortId(1)).add(Counter::Received, 1);
+        counters.block(2, PortId(0)).dropped(DropReason::RouteNone);
+        assert_eq!(counters.tally(PortId(0)), Tally::default());
+        assert_eq!(counters.tally(PortId(1)), Tally::default());
+    }
+
+    #[test]
+    fn a_gauge_goes_up_and_down() {
+        let counters = Counters::new(1, 1);
+        let block = counters.block(0, PortId(0));
+        block.add(Counter::Held, 3);
+        block.sub(Counter::Held, 2);
+        assert_eq!(counters.tally(PortId(0)).get(Counter::Held), 1);
+    }
+}

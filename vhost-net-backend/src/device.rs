@@ -1,0 +1,126 @@
+//! What the packet path makes of a session's wishes: receive vrings into the port table, transmit vrings to their worker.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use crossbeam::channel::bounded;
+use router::PortId;
+
+use crate::datapath::TxQueue;
+use crate::port::{Device, Negotiated, Peer, PortShared, PortTable, RingStatus, lock};
+use crate::vring::{RingError, RingSetup, RxRing, TxRing};
+use crate::worker::{Command, WorkerHandle};
+
+/// The [`Device`] of one connected VMM.
+#[derive(Debug)]
+pub struct PortDevice {
+    port: PortId,
+    ports: PortTable,
+    workers: Arc<[WorkerHandle]>,
+}
+
+impl PortDevice {
+    /// For a VMM that has just connected.
+    #[must_use]
+    pub fn new(port: PortId, peer: Peer, ports: PortTable, workers: Arc<[WorkerHandle]>) -> Self {
+        let device = Self { port, ports, workers };
+        if let Some(shared) = device.shared() {
+            let mut status = lock(&shared.status);
+            status.peer = Some(peer);
+            status.connects += 1;
+        }
+        device
+    }
+
+    fn shared(&self) -> Option<&PortShared> {
+        self.ports.get(self.port.index())
+    }
+
+    /// Transmit vrings of all ports are spread evenly.
+    fn worker(&self, pair: usize) -> Option<&WorkerHandle> {
+        self.workers.get((self.port.index() + pair) % self.workers.len().max(1))
+    }
+
+    fn set_ring_status(&self, index: usize, ring: Option<RingStatus>) {
+        if let Some(shared) = self.shared() {
+            let mut status = lock(&shared.status);
+            status.rings.retain(|r| r.index != index);
+            status.rings.extend(ring);
+            status.rings.sort_by_key(|r| r.index);
+        }
+    }
+
+    fn stop_tx(&self, pair: usize) -> Option<u16> {
+        let (reply, answer) = bounded(1);
+        self.worker(pair)?.send(Command::StopTx { port: self.port, pair, reply });
+        answer.recv().ok()?
+    }
+}
+
+impl Device for PortDevice {
+    fn start(&mut self, index: usize, mut setup: RingSetup, enabled: bool) -> Result<(), RingError> {
+        let (pair, is_tx, size) = (index / 2, index % 2 == 1, setup.size);
+        if is_tx {
+            let ring = TxRing::new(&mut setup)?;
+            let queue = TxQueue { port: self.port, pair, memory: setup.memory, ring, enabled };
+            self.worker(pair).ok_or(RingError::Worker)?.send(Command::StartTx(Box::new(queue)));
+        } else {
+            let ring = RxRing::new(&mut setup, enabled)?;
+            self.shared().ok_or(RingError::Worker)?.set_rx(pair, Some(ring));
+        }
+        self.set_ring_status(index, Some(RingStatus { index, size, enabled }));
+        Ok(())
+    }
+
+    fn stop(&mut self, index: usize) -> Option<u16> {
+        let pair = index / 2;
+        self.set_ring_status(index, None);
+        if index % 2 == 1 { self.stop_tx(pair) } else { Some(self.shared()?.set_rx(pair, None)?.stop()) }
+    }
+
+    fn enable(&mut self, index: usize, enabled: bool) {
+        let pair = index / 2;
+        if index % 2 == 1 {
+            let (reply, answer) = bounded(1);
+            if let Some(worker) = self.worker(pair) {
+                worker.send(Command::EnableTx { port: self.port, pair, enabled, reply });
+                // The acknowledgement comes after the running burst.
+                let _ = answer.recv();
+            }
+        } else if let Some(shared) = self.shared() {
+            shared.with_rx(pair, |rx| rx.enabled = enabled);
+        }
+        if let Some(shared) = self.shared() {
+            let mut status = lock(&shared.status);
+            status.rings.iter_mut().filter(|r| r.index == index).for_each(|r| r.enabled = enabled);
+        }
+    }
+
+    fn set_call(&mut self, index: usize, call: Option<OwnedFd>) {
+        let pair = index / 2;
+        if index % 2 == 1 {
+            if let Some(worker) = self.worker(pair) {
+                worker.send(Command::SetCall { port: self.port, pair, call });
+            }
+        } else if let Some(shared) = self.shared() {
+            shared.with_rx(pair, |rx| rx.ring().set_call(call));
+        }
+    }
+
+    fn status(&mut self, negotiated: &Negotiated) {
+        if let Some(shared) = self.shared() {
+            lock(&shared.status).negotiated = negotiated.clone();
+        }
+    }
+}
+
+impl Drop for PortDevice {
+    fn drop(&mut self) {
+        if let Some(shared) = self.shared() {
+            let mut status = lock(&shared.status);
+            status.peer = None;
+            status.rings.clear();
+            status.negotiated = Negotiated::default();
+        }
+    }
+}

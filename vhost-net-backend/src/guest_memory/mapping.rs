@@ -1,0 +1,71 @@
+//! One shared mapping of a guest's memory file.
+#![expect(unsafe_code, reason = "maps and unmaps guest memory; audited in this file only")]
+
+use std::fs::File;
+use std::ptr::NonNull;
+
+use rustix::fs::{FileType, fstat};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+use super::{GuestSlice, MemoryError};
+
+/// A region of a file, mapped shared, read and write. Unmapped on drop.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    /// What the kernel gave us: aligned to the file's page size.
+    base: NonNull<u8>,
+    mapped: usize,
+    /// Where the region starts in it.
+    delta: usize,
+    size: u64,
+}
+
+// SAFETY: an address range of the process; every access goes through copies or atomics, from any thread.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `size` bytes of `file` from `offset`. Huge page files can only be mapped at multiples of their page,
+    /// which is their block size, so the mapping may begin before the region.
+    pub(super) fn new(guest_phys: u64, file: &File, offset: u64, size: u64) -> Result<Self, MemoryError> {
+        let stat = fstat(file).map_err(|e| MemoryError::Map(e.into()))?;
+        let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        let file_len = if regular { u64::try_from(stat.st_size).unwrap_or(0) } else { 0 };
+        let end = offset.checked_add(size).filter(|end| *end <= file_len);
+        let end = end.ok_or(MemoryError::File { guest_phys, file_len })?;
+        let shape = || MemoryError::Shape(guest_phys);
+        let page =
+            u64::try_from(stat.st_blksize).ok().filter(|p| p.is_power_of_two()).unwrap_or(4096).max(4096);
+        if [guest_phys, offset, size].iter().any(|n| !n.is_multiple_of(4096)) {
+            return Err(shape());
+        }
+        let start = offset - offset % page;
+        let mapped = usize::try_from(end.next_multiple_of(page) - start).map_err(|_| shape())?;
+        let delta = usize::try_from(offset - start).map_err(|_| shape())?;
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice; nothing of ours is replaced.
+        let base = unsafe { mmap(std::ptr::null_mut(), mapped, prot, flags, file, start) };
+        let base = base.map_err(|e| MemoryError::Map(e.into()))?;
+        let base = NonNull::new(base.cast()).ok_or_else(shape)?;
+        Ok(Self { base, mapped, delta, size })
+    }
+
+    /// `len` bytes from `offset`; the caller checked that they are inside the region, and a mistake yields an empty slice.
+    #[inline]
+    pub(super) fn slice(&self, offset: u64, len: u32) -> GuestSlice<'_> {
+        let inside = offset.checked_add(u64::from(len)).is_some_and(|end| end <= self.size);
+        let (offset, len) = if inside { (usize::try_from(offset).unwrap_or(0), len) } else { (0, 0) };
+        // SAFETY: `delta + offset + len <= mapped`, so the address stays in the mapping.
+        let at = unsafe { self.base.add(self.delta + offset) };
+        GuestSlice::new(at, len)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: exactly the range that `mmap` returned; slices borrow from `self`, so none is left.
+        let _ = unsafe { munmap(self.base.as_ptr().cast(), self.mapped) };
+    }
+}

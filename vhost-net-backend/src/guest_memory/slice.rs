@@ -1,0 +1,92 @@
+//! Some bytes that a guest may change at any moment.
+#![expect(unsafe_code, reason = "copies to and from memory that others write; audited in this file only")]
+
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+
+/// An address and a length inside a mapping that outlives `'m`. Never a Rust reference: see the module's theory of operation.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestSlice<'m> {
+    at: NonNull<u8>,
+    len: u32,
+    _memory: PhantomData<&'m [u8]>,
+}
+
+impl GuestSlice<'_> {
+    /// Of `len` bytes at `at`, which the caller has checked to lie in a mapping that lives as long as `'m`.
+    pub(super) fn new(at: NonNull<u8>, len: u32) -> Self {
+        Self { at, len, _memory: PhantomData }
+    }
+
+    /// Bytes.
+    #[inline]
+    #[must_use]
+    pub fn len(self) -> u32 {
+        self.len
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self.len == 0
+    }
+
+    /// For a system call's iovec; the kernel copies with the same care.
+    pub(crate) fn as_ptr(self) -> *mut u8 {
+        self.at.as_ptr()
+    }
+
+    /// Without its first `n` bytes (at most all).
+    #[inline]
+    #[must_use]
+    pub fn skip(self, n: u32) -> Self {
+        let n = n.min(self.len);
+        // SAFETY: `n <= len`, so the address stays inside or one past the same mapping.
+        let at = unsafe { self.at.add(wide(n)) };
+        Self { at, len: self.len - n, _memory: PhantomData }
+    }
+
+    /// Its first `n` bytes (at most all).
+    #[inline]
+    #[must_use]
+    pub fn first(self, n: u32) -> Self {
+        Self { len: n.min(self.len), ..self }
+    }
+
+    /// Copies out from `offset`; returns how many bytes there were, at most `into.len()`.
+    #[inline]
+    pub fn read_at(self, offset: u32, into: &mut [u8]) -> usize {
+        let from = self.skip(offset);
+        let n = wide(from.len).min(into.len());
+        // SAFETY: `n` bytes are inside the mapping and inside `into`, which is ours alone, so they do not overlap.
+        unsafe { std::ptr::copy_nonoverlapping(from.at.as_ptr(), into.as_mut_ptr(), n) };
+        n
+    }
+
+    /// Copies in at `offset`; returns how many bytes fitted.
+    #[inline]
+    pub fn write_at(self, offset: u32, bytes: &[u8]) -> usize {
+        let to = self.skip(offset);
+        let n = wide(to.len).min(bytes.len());
+        // SAFETY: `n` bytes are inside the mapping and inside `bytes`, which is ours alone, so they do not overlap.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.at.as_ptr(), n) };
+        n
+    }
+
+    /// Copies from `from`, as much as fits; returns the bytes copied. The two may overlap: a guest can offer the same
+    /// page for transmit and receive.
+    #[inline]
+    pub fn copy_from(self, from: GuestSlice<'_>) -> u32 {
+        let n = self.len.min(from.len);
+        // SAFETY: `n` bytes are inside either mapping; `copy` allows overlap.
+        unsafe { std::ptr::copy(from.at.as_ptr(), self.at.as_ptr(), wide(n)) };
+        n
+    }
+}
+
+/// Lengths are 32 bits here and `usize` is never smaller.
+#[inline]
+#[expect(clippy::as_conversions, reason = "widening: this crate only builds for 64-bit hosts")]
+fn wide(n: u32) -> usize {
+    n as usize
+}

@@ -1,0 +1,122 @@
+//! The kernel's side of a tap uplink: the device, its addresses, and the routes to the guests behind it.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+
+use anyhow::Context;
+use futures::TryStreamExt;
+use ipnet::IpNet;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags};
+use rtnetlink::packet_route::route::RouteProtocol;
+use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+use topology::Mac;
+
+use crate::sys;
+
+/// The routing protocol number that marks our routes (rtnetlink(7): above 4 are free for user space).
+const PROTOCOL: u8 = 201;
+
+/// What the operator asked for.
+#[derive(Clone, Debug)]
+pub struct TapConfig {
+    /// Interface name.
+    pub device: String,
+    /// The kernel's own addresses on it.
+    pub addresses: Vec<IpNet>,
+    /// Subnets of guests, routed to it.
+    pub serves: Vec<IpNet>,
+    /// Bytes of layer 3.
+    pub mtu: u16,
+    /// One queue for each worker.
+    pub queues: usize,
+}
+
+/// An open tap.
+#[derive(Debug)]
+pub struct TapDevice {
+    /// The kernel's MAC on it: where frames for the uplink are addressed.
+    pub mac: Mac,
+    /// One for each worker.
+    pub queues: Vec<OwnedFd>,
+}
+
+/// Opens the device (creating it if it is not there), sets MTU, addresses and routes, and brings it up.
+///
+/// # Errors
+/// What the kernel refused, with the device's name.
+pub fn open(config: &TapConfig) -> anyhow::Result<TapDevice> {
+    let device = &config.device;
+    let queue = |_| sys::open_tap(device, config.queues);
+    let queues: io::Result<Vec<_>> = (0..config.queues).map(queue).collect();
+    let queues = queues.with_context(|| {
+        format!("cannot open the tap {device}: it takes root or CAP_NET_ADMIN, and a device that nobody else holds")
+    })?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(configure(config)).with_context(|| format!("cannot configure the tap {device}"))?;
+    let (mac, _) = sys::interface(device).with_context(|| format!("cannot read the MAC of {device}"))?;
+    Ok(TapDevice { mac, queues })
+}
+
+async fn configure(config: &TapConfig) -> anyhow::Result<()> {
+    let (connection, handle, _) = rtnetlink::new_connection()?;
+    tokio::spawn(connection);
+    let link = handle.link().get().match_name(config.device.clone()).execute().try_next().await?;
+    let index = link.context("it is gone again")?.header.index;
+    let change = LinkUnspec::new_with_index(index).mtu(u32::from(config.mtu)).up().build();
+    handle.link().change(change).execute().await.context("cannot set its MTU and bring it up")?;
+    for address in &config.addresses {
+        add_address(&handle, index, *address)
+            .await
+            .with_context(|| format!("cannot add the address {address}"))?;
+    }
+    for subnet in &config.serves {
+        add_route(&handle, index, *subnet)
+            .await
+            .with_context(|| format!("cannot add the route to {subnet}"))?;
+    }
+    Ok(())
+}
+
+async fn add_address(handle: &Handle, index: u32, address: IpNet) -> anyhow::Result<()> {
+    let mut request = handle.address().add(index, address.addr(), address.prefix_len()).replace();
+    // The topology file says whose address it is: nobody else on this link can have it.
+    request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+    request
+        .message_mut()
+        .attributes
+        .push(AddressAttribute::Flags(rtnetlink::packet_route::address::AddressFlags::Nodad));
+    Ok(request.execute().await?)
+}
+
+async fn add_route(handle: &Handle, index: u32, subnet: IpNet) -> anyhow::Result<()> {
+    let route = RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(subnet.network(), subnet.prefix_len())?
+        .output_interface(index)
+        .protocol(RouteProtocol::Other(PROTOCOL))
+        .build();
+    Ok(handle.route().add(route).replace().execute().await?)
+}
+
+/// Takes our addresses and routes off a device that stays when we go; errors do not matter any more.
+pub fn close(config: &TapConfig) {
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+    let outcome: anyhow::Result<()> = runtime.block_on(async {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        let link = handle.link().get().match_name(config.device.clone()).execute().try_next().await?;
+        let index = link.context("it is gone")?.header.index;
+        for subnet in &config.serves {
+            let route = RouteMessageBuilder::<IpAddr>::new()
+                .destination_prefix(subnet.network(), subnet.prefix_len())?
+                .output_interface(index)
+                .protocol(RouteProtocol::Other(PROTOCOL))
+                .build();
+            handle.route().del(route).execute().await?;
+        }
+        Ok(())
+    });
+    if let Err(error) = outcome {
+        tracing::debug!(device = config.device, error = format!("{error:#}"), "routes were gone already");
+    }
+}

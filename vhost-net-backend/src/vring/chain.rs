@@ -1,0 +1,153 @@
+//! Walking a descriptor chain (virtio 1.3, section 2.7.5), bounded whatever the guest wrote.
+
+use arrayvec::ArrayVec;
+
+use super::{BURST, SEGMENTS};
+use crate::guest_memory::{Descriptor, GuestMemory, GuestSlice, RingMemory};
+
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+const INDIRECT: u16 = 4;
+/// Bytes of a descriptor in an indirect table.
+const DESCRIPTOR: u32 = 16;
+
+/// Which way the device uses a chain's buffers; the other kind in it makes the chain malformed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    /// Transmit: we only read.
+    Read,
+    /// Receive: we only write.
+    Write,
+}
+
+/// Why a chain was not walked to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ChainError {
+    /// Not a legal chain.
+    Malformed,
+    /// Legal so far, but `segments` is full.
+    NoRoom,
+}
+
+/// Frames popped from one port together, and the buffers they lie in.
+#[derive(Debug, Default)]
+pub struct Burst<'m> {
+    /// In the order of the ring.
+    pub frames: ArrayVec<Frame, BURST>,
+    /// Buffers of all frames, one after the other.
+    pub segments: ArrayVec<GuestSlice<'m>, SEGMENTS>,
+}
+
+/// One frame of a [`Burst`].
+#[derive(Clone, Copy, Debug)]
+pub struct Frame {
+    /// What goes back into the used ring.
+    pub head: u16,
+    /// Its buffers in [`Burst::segments`].
+    pub first: usize,
+    /// How many; none: the chain was malformed.
+    pub count: usize,
+    /// Bytes in them, the vnet header included.
+    pub len: u32,
+}
+
+impl<'m> Burst<'m> {
+    /// The buffers of a frame.
+    #[inline]
+    #[must_use]
+    pub fn buffers(&self, frame: &Frame) -> &[GuestSlice<'m>] {
+        self.segments.get(frame.first..frame.first + frame.count).unwrap_or_default()
+    }
+
+    /// Copies the frame's bytes from `offset` on into `into`; returns how many there were.
+    #[inline]
+    pub fn read_at(&self, frame: &Frame, offset: u32, into: &mut [u8]) -> usize {
+        let (mut skip, mut done) = (offset, 0);
+        for buffer in self.buffers(frame) {
+            let Some(rest) = into.get_mut(done..).filter(|r| !r.is_empty()) else { break };
+            done += buffer.read_at(skip, rest);
+            skip = skip.saturating_sub(buffer.len());
+        }
+        done
+    }
+}
+
+/// Appends the buffers of the chain at `head`; returns their bytes. On an error `segments` may hold some of them.
+pub(super) fn walk<'m, const N: usize>(
+    ring: &RingMemory,
+    memory: &'m GuestMemory,
+    head: u16,
+    access: Access,
+    segments: &mut ArrayVec<GuestSlice<'m>, N>,
+) -> Result<u32, ChainError> {
+    let mut total = 0;
+    let mut index = head;
+    for _ in 0..ring.size() {
+        let descriptor = ring.descriptor(index).ok_or(ChainError::Malformed)?;
+        if descriptor.flags & INDIRECT != 0 {
+            return walk_table(memory, descriptor, access, total, segments);
+        }
+        total = append(memory, descriptor, access, total, segments)?;
+        if descriptor.flags & NEXT == 0 {
+            return Ok(total);
+        }
+        index = descriptor.next;
+    }
+    Err(ChainError::Malformed)
+}
+
+/// An indirect table ends the chain and holds no other table (virtio 1.3, section 2.7.5.3).
+fn walk_table<'m, const N: usize>(
+    memory: &'m GuestMemory,
+    table: Descriptor,
+    access: Access,
+    mut total: u32,
+    segments: &mut ArrayVec<GuestSlice<'m>, N>,
+) -> Result<u32, ChainError> {
+    if table.flags & NEXT != 0 || table.len == 0 || !table.len.is_multiple_of(DESCRIPTOR) {
+        return Err(ChainError::Malformed);
+    }
+    let entries = memory.exact(table.addr, table.len).ok_or(ChainError::Malformed)?;
+    let count = table.len / DESCRIPTOR;
+    let mut index = 0;
+    for _ in 0..count {
+        let mut words = [[0; 8]; 2];
+        entries.read_at(u32::from(index) * DESCRIPTOR, words.as_flattened_mut());
+        let [addr, rest] = words.map(u64::from_le_bytes);
+        let descriptor = Descriptor::from_words(addr, rest);
+        if descriptor.flags & INDIRECT != 0 {
+            return Err(ChainError::Malformed);
+        }
+        total = append(memory, descriptor, access, total, segments)?;
+        if descriptor.flags & NEXT == 0 {
+            return Ok(total);
+        }
+        index = descriptor.next;
+        if u32::from(index) >= count {
+            return Err(ChainError::Malformed);
+        }
+    }
+    Err(ChainError::Malformed)
+}
+
+fn append<'m, const N: usize>(
+    memory: &'m GuestMemory,
+    descriptor: Descriptor,
+    access: Access,
+    total: u32,
+    segments: &mut ArrayVec<GuestSlice<'m>, N>,
+) -> Result<u32, ChainError> {
+    if (descriptor.flags & WRITE != 0) != (access == Access::Write) {
+        return Err(ChainError::Malformed);
+    }
+    let total = total.checked_add(descriptor.len).ok_or(ChainError::Malformed)?;
+    let (mut addr, mut left) = (descriptor.addr, descriptor.len);
+    // A buffer may go on in a neighbouring region: then it has several segments.
+    while left > 0 {
+        let segment = memory.slice(addr, left).ok_or(ChainError::Malformed)?;
+        segments.try_push(segment).map_err(|_| ChainError::NoRoom)?;
+        left -= segment.len();
+        addr = addr.checked_add(u64::from(segment.len())).ok_or(ChainError::Malformed)?;
+    }
+    Ok(total)
+}

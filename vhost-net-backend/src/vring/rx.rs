@@ -1,0 +1,225 @@
+//! A receive vring: whole frames go in, or nothing.
+
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+use router::{DropReason, OffloadCaps, VnetHeader};
+use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
+
+use super::chain::{Access, walk};
+use super::{PortFault, RingError, RingSetup, SEGMENTS, SplitRing};
+use crate::guest_memory::{GuestMemory, GuestSlice};
+
+/// Workers that can have frames in one ring which they did not publish yet.
+const BATCHES: usize = 64;
+
+/// A running receive vring.
+#[derive(Debug)]
+pub struct RxRing {
+    ring: SplitRing,
+    memory: Arc<GuestMemory>,
+    header_len: u32,
+    mergeable: bool,
+    caps: OffloadCaps,
+    /// Whether the front end enabled it.
+    pub enabled: bool,
+    /// Why it can no longer be used, if so.
+    pub fault: Option<PortFault>,
+    /// What each worker put in and has not shown to the guest yet, oldest first.
+    batches: ArrayVec<Batch, BATCHES>,
+}
+
+/// Used entries up to `end` that one worker wrote. They are shown in order, and only once that worker has completed
+/// the transmit chains they came from: after a crash a burst may be lost, never delivered twice.
+#[derive(Clone, Copy, Debug)]
+struct Batch {
+    worker: usize,
+    end: u16,
+    done: bool,
+}
+
+/// A chain that a frame goes into.
+struct Taken {
+    head: u16,
+    capacity: u32,
+}
+
+impl RxRing {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// See [`RingError`].
+    pub fn new(setup: &mut RingSetup, enabled: bool) -> Result<Self, RingError> {
+        let mut ring = SplitRing::new(setup)?;
+        // New buffers need no kick: they are looked at when there is a frame for them.
+        ring.disarm();
+        Ok(Self {
+            ring,
+            memory: Arc::clone(&setup.memory),
+            header_len: setup.header_len(),
+            mergeable: setup.has(VIRTIO_NET_F_MRG_RXBUF),
+            caps: OffloadCaps::from_features(setup.features),
+            enabled,
+            fault: None,
+            batches: ArrayVec::new(),
+        })
+    }
+
+    /// The ring itself, for its state.
+    #[must_use]
+    pub fn ring(&mut self) -> &mut SplitRing {
+        &mut self.ring
+    }
+
+    /// What the guest takes as it is.
+    #[must_use]
+    pub fn caps(&self) -> OffloadCaps {
+        self.caps
+    }
+
+    /// Puts one frame in: the vnet header, `head`, then `tail`. Shown to the guest by [`Self::finish`].
+    ///
+    /// # Errors
+    /// Why the guest cannot take it; nothing was put in.
+    pub fn put(
+        &mut self,
+        worker: usize,
+        vnet: VnetHeader,
+        head: &[u8],
+        tail: &[GuestSlice<'_>],
+    ) -> Result<(), DropReason> {
+        let tail_len: u32 = tail.iter().map(|s| s.len()).sum();
+        let need = self.header_len + u32::try_from(head.len()).unwrap_or(u32::MAX) + tail_len;
+        let Self { ring, memory, batches, .. } = self;
+        let mut segments: ArrayVec<GuestSlice<'_>, SEGMENTS> = ArrayVec::new();
+        let mut taken: ArrayVec<Taken, SEGMENTS> = ArrayVec::new();
+        let before = ring.next_avail;
+        let available = match ring.available() {
+            Ok(available) => available,
+            Err(fault) => {
+                // No buffer of this ring can be believed any more.
+                self.enabled = false;
+                self.fault = Some(fault);
+                return Err(DropReason::RxBadBuffer);
+            }
+        };
+        if let Err(reason) = take(ring, available, memory, self.mergeable, need, &mut segments, &mut taken) {
+            // Only a malformed chain in front is given back; whatever else was taken stays the guest's offer.
+            ring.next_avail = before;
+            if reason == DropReason::RxBadBuffer && taken.is_empty() {
+                ring.give_back();
+                note_batch(batches, worker, ring.written());
+            }
+            return Err(reason);
+        }
+        let buffers = u16::try_from(taken.len()).unwrap_or(u16::MAX);
+        let bytes = VnetHeader { num_buffers: buffers, ..vnet }.to_bytes();
+        let mut to = Scatter { segments: &segments, offset: 0 };
+        to.write(if self.header_len == 12 { &bytes[..] } else { &bytes[..VnetHeader::LEGACY_LEN] });
+        to.write(head);
+        for part in tail {
+            to.copy(*part);
+        }
+        let mut left = need;
+        for chain in taken {
+            let len = chain.capacity.min(left);
+            left -= len;
+            ring.put_used(chain.head, len);
+        }
+        note_batch(batches, worker, ring.written());
+        Ok(())
+    }
+
+    /// Shows the guest what `worker` put in, as soon as everything before it may be shown as well.
+    pub fn finish(&mut self, worker: usize) {
+        for batch in self.batches.iter_mut().filter(|b| b.worker == worker) {
+            batch.done = true;
+        }
+        let ready = self.batches.iter().take_while(|b| b.done).count();
+        if let Some(last) = self.batches.drain(..ready).last() {
+            self.ring.publish(last.end);
+        }
+    }
+
+    /// Stops: shows everything, and says where to go on.
+    pub fn stop(mut self) -> u16 {
+        self.ring.publish(self.ring.written());
+        self.ring.base()
+    }
+}
+
+/// What `worker` wrote now reaches up to `end`.
+fn note_batch(batches: &mut ArrayVec<Batch, BATCHES>, worker: usize, end: u16) {
+    match batches.last_mut() {
+        Some(last) if last.worker == worker && !last.done => last.end = end,
+        Some(_) | None => {
+            if batches.try_push(Batch { worker, end, done: false }).is_err() {
+                // Dozens of workers in one ring: the newest batch stands for this one as well.
+                batches.iter_mut().next_back().into_iter().for_each(|last| last.end = end);
+            }
+        }
+    }
+}
+
+/// Takes chains until they hold `need` bytes.
+fn take<'m>(
+    ring: &mut SplitRing,
+    mut available: u16,
+    memory: &'m GuestMemory,
+    mergeable: bool,
+    need: u32,
+    segments: &mut ArrayVec<GuestSlice<'m>, SEGMENTS>,
+    taken: &mut ArrayVec<Taken, SEGMENTS>,
+) -> Result<(), DropReason> {
+    let mut room = 0;
+    while room < need {
+        if available == 0 {
+            return Err(DropReason::RxRingFull);
+        }
+        if !mergeable && !taken.is_empty() {
+            return Err(DropReason::RxBufferSmall);
+        }
+        let head = ring.memory.avail_head(ring.next_avail);
+        let capacity =
+            walk(&ring.memory, memory, head, Access::Write, segments).map_err(|_| DropReason::RxBadBuffer)?;
+        taken.try_push(Taken { head, capacity }).map_err(|_| DropReason::RxRingFull)?;
+        ring.next_avail = ring.next_avail.wrapping_add(1);
+        available -= 1;
+        room = capacity.saturating_add(room);
+    }
+    Ok(())
+}
+
+/// Writes one part after the other over a list of buffers.
+struct Scatter<'a, 'm> {
+    segments: &'a [GuestSlice<'m>],
+    /// Bytes of the first segment that are written already.
+    offset: u32,
+}
+
+impl Scatter<'_, '_> {
+    fn write(&mut self, mut bytes: &[u8]) {
+        while let (false, Some((first, rest))) = (bytes.is_empty(), self.segments.split_first()) {
+            let n = first.write_at(self.offset, bytes);
+            bytes = bytes.get(n..).unwrap_or_default();
+            self.advance(u32::try_from(n).unwrap_or(u32::MAX), first.len(), rest.len());
+        }
+    }
+
+    fn copy(&mut self, mut from: GuestSlice<'_>) {
+        while let (false, Some((first, rest))) = (from.is_empty(), self.segments.split_first()) {
+            let n = first.skip(self.offset).copy_from(from);
+            from = from.skip(n);
+            self.advance(n, first.len(), rest.len());
+        }
+    }
+
+    /// `n` bytes were written into the first segment of `len` bytes, which `rest` others follow.
+    fn advance(&mut self, n: u32, len: u32, rest: usize) {
+        self.offset += n;
+        if self.offset >= len {
+            self.offset = 0;
+            self.segments = self.segments.get(self.segments.len() - rest..).unwrap_or_default();
+        }
+    }
+}

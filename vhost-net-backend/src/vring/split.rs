@@ -1,0 +1,153 @@
+//! One split virtqueue: indices, publishing, notifications. Transmit and receive share it.
+
+use std::os::fd::OwnedFd;
+
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+
+use super::{PortFault, RingError, RingSetup};
+use crate::guest_memory::RingMemory;
+
+/// A running vring.
+#[derive(Debug)]
+pub struct SplitRing {
+    pub(super) memory: RingMemory,
+    /// Next avail index to pop.
+    pub(super) next_avail: u16,
+    /// Next used index to write; those from `published` on are not visible yet.
+    next_used: u16,
+    published: u16,
+    event_idx: bool,
+    kick: Option<OwnedFd>,
+    call: Option<OwnedFd>,
+}
+
+impl SplitRing {
+    /// Checks the set-up and takes the ring over where its predecessor stopped.
+    ///
+    /// # Errors
+    /// See [`RingError`].
+    pub fn new(setup: &mut RingSetup) -> Result<Self, RingError> {
+        let memory = RingMemory::new(&setup.memory, setup.size, setup.desc, setup.avail, setup.used)?;
+        let next_used = memory.used_idx();
+        Ok(Self {
+            memory,
+            next_avail: setup.base,
+            next_used,
+            published: next_used,
+            event_idx: setup.has(VIRTIO_RING_F_EVENT_IDX),
+            kick: setup.kick.take(),
+            call: setup.call.take(),
+        })
+    }
+
+    /// Entries.
+    #[must_use]
+    pub fn size(&self) -> u16 {
+        self.memory.size()
+    }
+
+    /// What GET_VRING_BASE answers.
+    #[must_use]
+    pub fn base(&self) -> u16 {
+        self.next_avail
+    }
+
+    /// The guest's kick, to wait on.
+    #[must_use]
+    pub fn kick(&self) -> Option<&OwnedFd> {
+        self.kick.as_ref()
+    }
+
+    /// Replaces the call eventfd.
+    pub fn set_call(&mut self, call: Option<OwnedFd>) {
+        self.call = call;
+        // A signal may have been due while there was nobody to signal.
+        self.ring_call();
+    }
+
+    /// How many chains the guest offers.
+    ///
+    /// # Errors
+    /// The guest's index is impossible.
+    #[inline]
+    pub(super) fn available(&self) -> Result<u16, PortFault> {
+        let to = self.memory.avail_idx();
+        let count = to.wrapping_sub(self.next_avail);
+        let (from, size) = (self.next_avail, self.size());
+        if count <= size { Ok(count) } else { Err(PortFault::AvailJump { from, to, size }) }
+    }
+
+    /// Puts one chain back; not visible before [`Self::publish`].
+    #[inline]
+    pub(super) fn put_used(&mut self, head: u16, len: u32) {
+        self.memory.write_used(self.next_used, head, len);
+        self.next_used = self.next_used.wrapping_add(1);
+    }
+
+    /// Gives the chain in front back unused: the guest offered something that is no buffer.
+    pub(super) fn give_back(&mut self) {
+        let head = self.memory.avail_head(self.next_avail);
+        self.next_avail = self.next_avail.wrapping_add(1);
+        self.put_used(head, 0);
+    }
+
+    /// Index after the last used entry written.
+    #[inline]
+    pub(super) fn written(&self) -> u16 {
+        self.next_used
+    }
+
+    /// Shows the guest the used entries before `index`, and signals if it wants that (virtio 1.3, section 2.7.10).
+    #[inline]
+    pub(super) fn publish(&mut self, index: u16) {
+        let old = std::mem::replace(&mut self.published, index);
+        if old == index {
+            return;
+        }
+        self.memory.publish_used(index);
+        self.memory.full_barrier();
+        let wanted = if self.event_idx {
+            // Did `used_event` lie in old..index? (vring_need_event)
+            let event = self.memory.used_event();
+            index.wrapping_sub(event).wrapping_sub(1) < index.wrapping_sub(old)
+        } else {
+            !self.memory.no_interrupt()
+        };
+        if wanted {
+            self.ring_call();
+        }
+    }
+
+    /// Asks the guest to kick; `true` if chains have come meanwhile, so that nobody may sleep.
+    pub fn arm(&mut self) -> bool {
+        if self.event_idx {
+            self.memory.set_avail_event(self.next_avail);
+        } else {
+            self.memory.set_no_notify(false);
+        }
+        self.memory.full_barrier();
+        self.memory.avail_idx() != self.next_avail
+    }
+
+    /// Asks the guest not to kick while we poll. With EVENT_IDX the event index of the past does that by itself.
+    pub fn disarm(&mut self) {
+        if !self.event_idx {
+            self.memory.set_no_notify(true);
+        }
+    }
+
+    /// Takes the kick back, so that waiting for the next one blocks.
+    pub fn clear_kick(&self) {
+        if let Some(kick) = &self.kick {
+            // Nothing to read is as good: the eventfd is non-blocking.
+            let _ = rustix::io::read(kick, &mut [0_u8; 8]);
+        }
+    }
+
+    fn ring_call(&self) {
+        if let Some(call) = &self.call {
+            // A full counter means that a signal is pending already.
+            let _ = rustix::io::write(call, &1_u64.to_ne_bytes());
+        }
+    }
+}

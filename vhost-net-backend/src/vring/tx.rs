@@ -1,0 +1,86 @@
+//! A transmit vring: the guest's frames, a burst at a time.
+
+use std::os::fd::OwnedFd;
+
+use super::chain::{Access, ChainError, walk};
+use super::{BURST, Burst, Frame, PortFault, RingError, RingSetup, SplitRing};
+use crate::guest_memory::GuestMemory;
+
+/// Bytes to report in the used ring for a transmit chain.
+///
+/// Always zero: the device writes nothing into a transmit buffer (virtio 1.3, section 5.1.6.2).
+const TX_USED_LEN: u32 = 0;
+
+/// A running transmit vring. Its memory is kept beside it, by whoever pops: a [`Burst`] borrows from that.
+#[derive(Debug)]
+pub struct TxRing {
+    ring: SplitRing,
+    header_len: u32,
+}
+
+impl TxRing {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// See [`RingError`].
+    pub fn new(setup: &mut RingSetup) -> Result<Self, RingError> {
+        Ok(Self { ring: SplitRing::new(setup)?, header_len: setup.header_len() })
+    }
+
+    /// The ring itself, for notifications.
+    #[must_use]
+    pub fn ring(&mut self) -> &mut SplitRing {
+        &mut self.ring
+    }
+
+    /// The guest's kick, to wait on; none: it never kicks.
+    #[must_use]
+    pub fn kick(&self) -> Option<&OwnedFd> {
+        self.ring.kick()
+    }
+
+    /// Bytes of the vnet header in front of each frame.
+    #[must_use]
+    pub fn header_len(&self) -> u32 {
+        self.header_len
+    }
+
+    /// Pops what there is, at most [`BURST`] frames. A malformed chain becomes a frame without buffers, so that it is
+    /// counted and given back like any other.
+    ///
+    /// # Errors
+    /// The ring can no longer be trusted.
+    pub fn pop_burst<'m>(&mut self, memory: &'m GuestMemory, burst: &mut Burst<'m>) -> Result<(), PortFault> {
+        for _ in 0..self.ring.available()?.min(u16::try_from(BURST).unwrap_or(u16::MAX)) {
+            let head = self.ring.memory.avail_head(self.ring.next_avail);
+            let first = burst.segments.len();
+            let walked = walk(&self.ring.memory, memory, head, Access::Read, &mut burst.segments);
+            if walked == Err(ChainError::NoRoom) && first > 0 {
+                burst.segments.truncate(first);
+                break;
+            }
+            let frame = match walked {
+                Ok(len) if len > self.header_len => {
+                    Frame { head, first, count: burst.segments.len() - first, len }
+                }
+                Ok(_) | Err(_) => {
+                    burst.segments.truncate(first);
+                    Frame { head, first, count: 0, len: 0 }
+                }
+            };
+            if burst.frames.try_push(frame).is_err() {
+                break;
+            }
+            self.ring.next_avail = self.ring.next_avail.wrapping_add(1);
+        }
+        Ok(())
+    }
+
+    /// Gives every chain of the burst back and shows that to the guest.
+    pub fn complete(&mut self, burst: &Burst<'_>) {
+        for frame in &burst.frames {
+            self.ring.put_used(frame.head, TX_USED_LEN);
+        }
+        self.ring.publish(self.ring.written());
+    }
+}

@@ -1,0 +1,183 @@
+//! QEMU: memory in a shared memfd, one vhost-user netdev for each NIC.
+
+use topology::Nic;
+
+use super::{CommandLine, LaunchError, RING_ENTRIES, Target, path_text};
+
+const VMM: &str = "QEMU";
+
+/// What runs the guest's instructions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Accel {
+    /// KVM where it can be opened, else emulation.
+    #[default]
+    Auto,
+    /// KVM or nothing.
+    Kvm,
+    /// Emulation.
+    Tcg,
+}
+
+/// Major and minor version; options changed their names over time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct QemuVersion(pub u32, pub u32);
+
+impl QemuVersion {
+    /// From here on `reconnect-ms` replaces `reconnect`.
+    const RECONNECT_MS: Self = Self(9, 2);
+
+    /// Reads the first line of `qemu-system-x86_64 --version`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut numbers = text.split_once("version ")?.1.split(|c: char| !c.is_ascii_digit());
+        Some(Self(numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+    }
+}
+
+/// What the topology does not say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QemuOptions {
+    /// Of the QEMU that will read the line.
+    pub version: QemuVersion,
+    /// What runs the guest.
+    pub accel: Accel,
+    /// MSI-X vectors of each NIC; `None` lets QEMU (one pair) or the queue count (more) decide. 0 works around
+    /// QEMU 7.2, which crashes under emulation with vhost-user and MSI-X.
+    pub vectors: Option<u32>,
+}
+
+impl Default for QemuOptions {
+    fn default() -> Self {
+        Self { version: QemuVersion(10, 0), accel: Accel::Auto, vectors: None }
+    }
+}
+
+/// The line that starts `target` under QEMU.
+///
+/// Without a kernel in the VM's spec the line has no disk: whoever starts the VM adds theirs.
+///
+/// # Errors
+/// [`LaunchError::Path`] when a path is not UTF-8.
+pub fn qemu(target: &Target<'_>, options: &QemuOptions) -> Result<CommandLine, LaunchError> {
+    let spec = &target.vm.spec;
+    let memory = target.memory_mib();
+    let mut line = CommandLine::new("qemu-system-x86_64");
+    line.option("-name", format!("{}/{}", target.tenant.name, target.vm.name));
+    let (accel, cpu) = match options.accel {
+        Accel::Auto => ("kvm:tcg", "max"),
+        Accel::Kvm => ("kvm", "host"),
+        Accel::Tcg => ("tcg", "max"),
+    };
+    line.option("-machine", format!("q35,accel={accel},memory-backend=mem"));
+    line.option("-cpu", cpu);
+    line.option("-smp", spec.vcpus.to_string());
+    line.option("-m", format!("{memory}M"));
+    let huge = if spec.hugepages { ",hugetlb=on,hugetlbsize=2M" } else { "" };
+    line.option("-object", format!("memory-backend-memfd,id=mem,size={memory}M,share=on{huge}"));
+    for (index, nic, socket) in target.nics() {
+        let reconnect =
+            if options.version < QemuVersion::RECONNECT_MS { "reconnect=1" } else { "reconnect-ms=1000" };
+        let path = value(path_text(VMM, &socket)?);
+        line.option("-chardev", format!("socket,id=vmr{index},path={path},{reconnect}"));
+        line.option("-netdev", format!("vhost-user,id=net{index},chardev=vmr{index},queues={}", nic.queues));
+        line.option("-device", device(index, nic, options.vectors));
+    }
+    if let Some(kernel) = &spec.kernel {
+        line.option("-kernel", path_text(VMM, kernel)?);
+        if let Some(initrd) = &spec.initrd {
+            line.option("-initrd", path_text(VMM, initrd)?);
+        }
+        if let Some(cmdline) = &spec.cmdline {
+            line.option("-append", cmdline);
+        }
+        line.push("-nographic");
+    }
+    Ok(line)
+}
+
+/// The virtio NIC. `romfile=` leaves out the network boot ROM, which nobody boots from here.
+fn device(index: usize, nic: &Nic, vectors: Option<u32>) -> String {
+    // One vector for each ring, one for the control queue, one for configuration changes.
+    let vectors = vectors.or_else(|| (nic.queues > 1).then(|| 2 * u32::from(nic.queues) + 2));
+    let multi_queue = if nic.queues > 1 { ",mq=on" } else { "" };
+    let vectors = vectors.map(|count| format!(",vectors={count}")).unwrap_or_default();
+    format!(
+        "virtio-net-pci,netdev=net{index},mac={}{multi_queue}{vectors},rx_queue_size={RING_ENTRIES},\
+         tx_queue_size={RING_ENTRIES},host_mtu={},romfile=",
+        nic.mac, nic.mtu
+    )
+}
+
+/// A value inside a QEMU option: a comma is said twice.
+fn value(text: &str) -> String {
+    text.replace(',', ",,")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::sample;
+    use super::*;
+
+    #[test]
+    fn two_nics_and_no_kernel() {
+        let topology = sample::topology();
+        let target = Target::new(&topology, 0, 0, Path::new("/run/vmrouter")).unwrap();
+        let wanted = "\
+qemu-system-x86_64 \\
+  -name acme/web1 \\
+  -machine q35,accel=kvm:tcg,memory-backend=mem \\
+  -cpu max \\
+  -smp 2 \\
+  -m 1024M \\
+  -object memory-backend-memfd,id=mem,size=1024M,share=on \\
+  -chardev socket,id=vmr0,path=/run/vmrouter/acme/web1.0.sock,reconnect-ms=1000 \\
+  -netdev vhost-user,id=net0,chardev=vmr0,queues=2 \\
+  -device virtio-net-pci,netdev=net0,mac=52:54:00:01:00:11,mq=on,vectors=6,rx_queue_size=1024,tx_queue_size=1024,host_mtu=9000,romfile= \\
+  -chardev socket,id=vmr1,path=/run/vmrouter/acme/web1.1.sock,reconnect-ms=1000 \\
+  -netdev vhost-user,id=net1,chardev=vmr1,queues=1 \\
+  -device virtio-net-pci,netdev=net1,mac=52:54:00:01:00:12,rx_queue_size=1024,tx_queue_size=1024,host_mtu=1500,romfile=";
+        assert_eq!(qemu(&target, &QemuOptions::default()).unwrap().shell(), wanted);
+    }
+
+    #[test]
+    fn direct_boot_with_huge_pages_under_an_old_qemu() {
+        let mut topology = sample::direct_boot();
+        topology.tenants[0].vms[0].nics.truncate(1);
+        let target = Target::new(&topology, 0, 0, Path::new("/tmp/a,b")).unwrap();
+        let options = QemuOptions { version: QemuVersion(7, 2), accel: Accel::Tcg, vectors: Some(0) };
+        let wanted = "\
+qemu-system-x86_64 \\
+  -name acme/web1 \\
+  -machine q35,accel=tcg,memory-backend=mem \\
+  -cpu max \\
+  -smp 2 \\
+  -m 1024M \\
+  -object memory-backend-memfd,id=mem,size=1024M,share=on,hugetlb=on,hugetlbsize=2M \\
+  -chardev socket,id=vmr0,path=/tmp/a,,b/acme/web1.0.sock,reconnect=1 \\
+  -netdev vhost-user,id=net0,chardev=vmr0,queues=2 \\
+  -device virtio-net-pci,netdev=net0,mac=52:54:00:01:00:11,mq=on,vectors=0,rx_queue_size=1024,tx_queue_size=1024,host_mtu=9000,romfile= \\
+  -kernel '/srv/my kernels/vmlinuz' \\
+  -initrd /srv/initrd \\
+  -append 'console=ttyS0 quiet' \\
+  -nographic";
+        assert_eq!(qemu(&target, &options).unwrap().shell(), wanted);
+    }
+
+    #[test]
+    fn versions() {
+        let cases = [
+            ("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)\nCopyright", Some(QemuVersion(10, 0))),
+            ("QEMU emulator version 7.2.22 (Debian 1:7.2)", Some(QemuVersion(7, 2))),
+            ("QEMU emulator version 9.2", Some(QemuVersion(9, 2))),
+            ("QEMU emulator", None),
+        ];
+        for (text, wanted) in cases {
+            assert_eq!(QemuVersion::parse(text), wanted, "{text}");
+        }
+        assert!(
+            QemuVersion(10, 0) > QemuVersion::RECONNECT_MS && QemuVersion(9, 1) < QemuVersion::RECONNECT_MS
+        );
+    }
+}
