@@ -46,7 +46,7 @@ fn traffic_between_two_vms_is_heard_by_nobody_else() -> Result<()> {
     between_two(&mut all)?;
     across_tenants(&mut all)?;
     step("every frame is accounted for");
-    stats::conserved(&all.daemon.stats()?)
+    all.daemon.conserved()
 }
 
 fn between_two(all: &mut Neighbours) -> Result<()> {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use tests::guest::{cache_dir, qemu::Qemu};
 use tests::scenario::VmShape;
-use tests::{Daemon, Guest, GuestOptions, Scenario, full_run, iperf, skip, stats, step};
+use tests::{Daemon, Guest, GuestOptions, Scenario, full_run, iperf, skip, step};
 
 /// Between two pings that measure an outage.
 const PING_EVERY: Duration = Duration::from_millis(100);
@@ -40,7 +40,7 @@ fn guests_vmms_and_the_daemon_come_back() -> Result<()> {
     iperf::serve(&mut b)?;
     let rate = iperf::tcp(&mut a, &ip_b.to_string(), "-t 2 -P 2")?;
     step(&format!("TCP with MTU 9000 and two pairs: {:.0} Mbit/s", rate / 1e6));
-    stats::conserved(&daemon.stats()?)?;
+    daemon.conserved()?;
 
     idle(&daemon)?;
 
@@ -113,5 +113,5 @@ fn qemu_7_2_attaches_without_msi_x() -> Result<()> {
     guest.ok("ping -c 3 -i 0.2 -W 2 10.0.0.1")?;
     guest.reboot()?;
     guest.until_ok("ping -c 3 -i 0.2 -W 2 10.0.0.1", Duration::from_secs(5))?;
-    stats::conserved(&daemon.stats()?)
+    daemon.conserved()
 }

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use tests::capture::{self, Capture};
 use tests::guest::READ_CAPTURE;
 use tests::scenario::{VmIndex, VmShape};
-use tests::{Daemon, Guest, GuestOptions, Scenario, Wan, full_run, iperf, skip, stats, step};
+use tests::{Daemon, Guest, GuestOptions, Scenario, Wan, full_run, iperf, skip, step};
 
 /// MTU of the second guest, smaller than the first one's.
 const SMALL_MTU: u16 = 1300;
@@ -46,7 +46,7 @@ fn two_guests_reach_each_other_and_beyond_the_uplink() -> Result<()> {
     throughput_between(&mut pair)?;
     through_the_uplink(&mut pair)?;
     step("every frame is accounted for");
-    stats::conserved(&pair.daemon.stats()?)?;
+    pair.daemon.conserved()?;
     step("SIGTERM ends the daemon with exit code 0");
     pair.daemon.stop()
 }

@@ -74,7 +74,7 @@ fn round(mergeable: bool) -> Result<()> {
     for (before, after) in sent.iter().zip(udp) {
         same_but_for_one_hop(before, after, router.0, mac_b.0)?;
     }
-    stats::conserved(&daemon.stats()?)
+    daemon.conserved()
 }
 
 fn is_udp(frame: &[u8]) -> bool {
