@@ -9,10 +9,6 @@ use super::session::Session;
 use crate::guest_memory::{GuestMemory, RegionSpec};
 use crate::port::Device;
 
-/// Regions that one guest may have: enough for memory hot-plug, few enough that many guests fit in one process's limit of
-/// mappings.
-pub(super) const SLOTS: u64 = 32;
-
 impl Session {
     pub(super) fn set_mem_table(
         &mut self,
@@ -34,10 +30,6 @@ impl Session {
         fds: Vec<OwnedFd>,
         device: &mut dyn Device,
     ) -> Result<(), SessionError> {
-        let slots = usize::try_from(SLOTS).unwrap_or_default();
-        if self.regions.len() >= slots {
-            return Err(SessionError::Slots(slots));
-        }
         let fd = fds.into_iter().next().ok_or(SessionError::Fds(0))?;
         let memory = self.memory.with(spec(region, fd))?;
         let mut regions = self.regions.clone();

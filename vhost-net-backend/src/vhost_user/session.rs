@@ -8,7 +8,7 @@ use super::error::SessionError;
 use super::features::{self, PROTOCOL_FEATURES};
 use super::message::{Header, Message, Region, Request};
 use super::rings::Ring;
-use crate::guest_memory::GuestMemory;
+use crate::guest_memory::{GuestMemory, MAX_REGIONS};
 use crate::port::{Device, Negotiated};
 use vhost::vhost_user::VhostUserProtocolFeatures as Protocol;
 
@@ -139,7 +139,7 @@ impl Session {
             Request::GetProtocolFeatures => return Ok(number(features::offered_protocol())),
             // Front ends of virtio crates and Cloud Hypervisor compare with vrings, QEMU with pairs: vrings suit both.
             Request::GetQueueNum => return Ok(number(u64::from(self.config.pairs) * 2)),
-            Request::GetMaxMemSlots => return Ok(number(super::memory::SLOTS)),
+            Request::GetMaxMemSlots => return Ok(number(u64::try_from(MAX_REGIONS).unwrap_or_default())),
             Request::GetVringBase { index } => return self.get_vring_base(index, device),
             Request::GetConfig { offset, size, flags } => return Ok(self.get_config(offset, size, flags)),
             Request::SetConfig => return Err(SessionError::ReadOnlyConfig),
