@@ -64,6 +64,9 @@ pub enum SessionError {
     /// A memory region was refused.
     #[error("{0}")]
     Memory(#[from] MemoryError),
+    /// The file is another tenant's guest memory.
+    #[error("the memory file is in use by another tenant")]
+    ForeignMemory,
     /// The ring could not be started.
     #[error("{0}")]
     Ring(#[from] RingError),

@@ -28,6 +28,7 @@ mod config;
 mod connection;
 mod eventfd;
 mod memory;
+mod owners;
 mod rings;
 mod socket_file;
 
