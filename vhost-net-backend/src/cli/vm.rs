@@ -66,7 +66,10 @@ fn nic_text(context: &Context, VmNic { info, counts }: &VmNic) -> String {
     line("mac", info.mac.clone().unwrap_or_default());
     line("addresses", info.addresses.join(", "));
     let network = info.network.as_deref().unwrap_or("-");
-    line("network", format!("{network}, MTU {}, {}", info.mtu, count(usize::from(info.queues), "queue pair")));
+    line(
+        "network",
+        format!("{network}, MTU {}, {}", info.mtu, count(usize::from(info.queues), "queue pair")),
+    );
     line("socket", info.socket.clone().unwrap_or_default());
     for (key, value) in session(info) {
         line(key, value);
@@ -88,7 +91,7 @@ fn session(info: &PortInfo) -> Vec<(&'static str, String)> {
         lines.push(("features", info.features.join(" ")));
         lines.push(("memory", format!("{} in {}", binary(info.memory), count(info.regions, "region"))));
         let ring = |ring: &crate::port::RingStatus| {
-            let kind = if ring.index % 2 == 0 { "receive" } else { "transmit" };
+            let kind = if ring.index.is_multiple_of(2) { "receive" } else { "transmit" };
             let state = if ring.enabled { "" } else { ", disabled" };
             format!("{} {kind} ({} entries{state})", ring.index, ring.size)
         };

@@ -1,13 +1,13 @@
 //! A small daemon without packets, for tests of the server and of the tables.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use router::{PortId, Snapshot};
 
 use crate::counters::{Counters, Identity};
 use crate::daemon::View;
-use crate::port::{Negotiated, Peer, PortShared, PortStatus, RingStatus};
+use crate::port::{Negotiated, Peer, PortShared, RingStatus};
 
 const TOPOLOGY: &str = r#"
 version = 1
@@ -35,10 +35,9 @@ pub(crate) fn view(run_dir: &Path) -> View {
     let snapshot = Snapshot::build(&topology, &[]);
     let identities = Identity::all(&topology);
     let named = (0..).zip(&identities);
-    let ports = named.map(|(id, identity)| PortShared {
-        id: PortId(id),
-        name: identity.to_string(),
-        status: Mutex::new(PortStatus::default()),
+    let ports = named.map(|(id, identity)| {
+        let pairs = matches!(identity, Identity::Nic { .. }).then_some(1);
+        PortShared::new(PortId(id), identity.to_string(), pairs)
     });
     let view = View {
         ports: ports.collect(),
