@@ -336,11 +336,12 @@ mod tests {
     }
 
     /// Reasons that other layers give: the ring reader and the delivery.
-    const OTHERS: [DropReason; 7] = [
+    const OTHERS: [DropReason; 8] = [
         DropReason::ChainMalformed,
         DropReason::RxNotConnected,
         DropReason::RxRingFull,
         DropReason::RxBadBuffer,
+        DropReason::RxBufferSmall,
         DropReason::UplinkDown,
         DropReason::UplinkBusy,
         DropReason::UplinkError,

@@ -12,8 +12,9 @@
 //! what-if questions ([`Trace`]).
 //!
 //! Frames that the router itself originates are built on the cold path, by [`reply`]: ARP and neighbour
-//! answers, router advertisements, ICMP errors, each limited a port ([`rate_limit`]). Work that a receiver's missing offload demands is done by
-//! [`offload`] (what a receiver can take) and [`segment`] (cutting and checksumming in software).
+//! answers, router advertisements, ICMP errors, each limited a port ([`rate_limit`]). Work that a receiver's
+//! missing offload demands is done by [`offload`] (what a receiver can take) and [`segment`] (cutting and
+//! checksumming in software).
 
 #![forbid(unsafe_code)]
 

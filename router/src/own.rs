@@ -80,7 +80,7 @@ fn answers_nic(snapshot: &Snapshot, nic: &NicPort, target: IpAddr) -> bool {
 }
 
 fn answers_uplink(uplink: &UplinkPort, target: IpAddr) -> bool {
-    uplink.serves.iter().any(|(subnet, _)| subnet.contains(&target))
+    uplink.behind.lookup(target).is_some()
 }
 
 fn has_ipv6(snapshot: &Snapshot, nic: &NicPort) -> bool {
@@ -162,6 +162,7 @@ mod tests {
             ("another network", WEB, 1, "10.1.0.11", "10.1.1.11", Verdict::Consume),
             ("gateway outside the first subnet", DB, 1, "10.1.1.11", "10.1.1.254", ARP),
             ("kernel about a VM", LAB, 1, "10.255.0.1", "10.1.1.11", ARP),
+            ("kernel about what a VM routes", LAB, 1, "10.255.0.1", "10.66.0.9", ARP),
             ("kernel about a gateway", LAB, 1, "10.255.0.1", "10.1.0.1", ARP),
             ("kernel about what is not behind us", LAB, 1, "10.255.0.1", "10.255.0.2", Verdict::Consume),
             ("kernel's probe", LAB, 1, "0.0.0.0", "10.1.0.1", Verdict::Consume),

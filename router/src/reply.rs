@@ -5,6 +5,8 @@
 
 mod advert;
 mod arp;
+#[cfg(test)]
+mod decided;
 mod error;
 mod frame;
 mod neighbour;

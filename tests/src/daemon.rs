@@ -12,10 +12,13 @@ use tempfile::TempDir;
 
 use crate::process::{self, Process};
 use crate::wait::wait_for;
-use crate::{Netns, Scenario};
+use crate::{Netns, Scenario, stats};
 
 /// Time for the daemon to open its sockets.
 const START: Duration = Duration::from_secs(10);
+
+/// Time for frames under way to arrive.
+const SETTLE: Duration = Duration::from_secs(2);
 
 /// A running `vmrouter run`; killed, with its directory removed, when dropped.
 #[derive(Debug)]
@@ -60,6 +63,15 @@ impl Daemon {
         let mut command = Command::new(binary("packet-stats")?);
         let text = process::output(command.arg("--run-dir").arg(self.run_dir()).arg("--json"))?;
         serde_json::from_str(&text).with_context(|| text)
+    }
+
+    /// Waits until every frame received at a port is in exactly one other counter; one under way is in none yet.
+    ///
+    /// # Errors
+    /// When the counters do not add up; the error names the port.
+    pub fn conserved(&self) -> Result<()> {
+        let settled = wait_for("settled counters", SETTLE, || Ok(stats::conserved(&self.stats()?).ok()));
+        settled.or_else(|_| stats::conserved(&self.stats()?))
     }
 
     /// SIGKILL, and nothing started in its place.

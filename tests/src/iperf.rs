@@ -7,6 +7,9 @@ use serde_json::Value;
 
 use crate::{Guest, Netns};
 
+/// No test asks for more than 20 seconds of traffic.
+const LIMIT: Duration = Duration::from_secs(60);
+
 /// Starts a server in the guest; it stays.
 ///
 /// # Errors
@@ -15,15 +18,13 @@ pub fn serve(guest: &mut Guest) -> Result<()> {
     guest.ok("iperf3 -s -D && sleep 0.3").map(|_| ())
 }
 
-/// Sends TCP from `guest` to `server` for `seconds` (from the server with `reverse`); received bits per second.
+/// Sends TCP from `guest` to `server`; received bits per second. `arguments` are iperf3's, for example
+/// `-t 2 -R` (from the server for 2 seconds) or `-n 4M` (4 MiB).
 ///
 /// # Errors
 /// When the connection fails.
-pub fn tcp(guest: &mut Guest, server: &str, seconds: u32, reverse: bool) -> Result<f64> {
-    let direction = if reverse { " -R" } else { "" };
-    let script = format!("iperf3 -c {server} -t {seconds} -J{direction}");
-    let limit = Duration::from_secs(u64::from(seconds) + 20);
-    let text = guest.sh(&script, limit)?.text;
+pub fn tcp(guest: &mut Guest, server: &str, arguments: &str) -> Result<f64> {
+    let text = guest.sh(&format!("iperf3 -c {server} -J {arguments}"), LIMIT)?.text;
     received(&text)
 }
 
@@ -31,9 +32,8 @@ pub fn tcp(guest: &mut Guest, server: &str, seconds: u32, reverse: bool) -> Resu
 ///
 /// # Errors
 /// When the connection fails.
-pub fn tcp_from(netns: &Netns, server: &str, seconds: u32, reverse: bool) -> Result<f64> {
-    let direction = if reverse { " -R" } else { "" };
-    received(&netns.run(&format!("iperf3 -c {server} -t {seconds} -J{direction}"))?)
+pub fn tcp_from(netns: &Netns, server: &str, arguments: &str) -> Result<f64> {
+    received(&netns.run(&format!("iperf3 -c {server} -J {arguments}"))?)
 }
 
 fn received(text: &str) -> Result<f64> {

@@ -18,12 +18,14 @@ pub mod skip;
 pub mod stats;
 pub mod testpmd;
 pub mod wait;
+pub mod wan;
 
 pub use daemon::Daemon;
 pub use guest::{Guest, GuestOptions};
 pub use netns::Netns;
 pub use process::Process;
 pub use scenario::Scenario;
+pub use wan::Wan;
 
 /// Whether the counts of the full run are wanted (`tests/run --full`).
 #[must_use]

@@ -9,6 +9,8 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 
 const MAGIC: u32 = 0xa1b2_c3d4;
+/// The same with nanoseconds, as DPDK writes it.
+const MAGIC_NANOSECONDS: u32 = 0xa1b2_3c4d;
 const ETHERNET: u32 = 1;
 const SNAPLEN: u32 = 65535;
 
@@ -35,7 +37,9 @@ pub fn write(path: &Path, frames: &[Vec<u8>]) -> Result<()> {
 pub fn read(path: &Path) -> Result<Vec<Vec<u8>>> {
     let bytes = fs::read(path).with_context(|| path.display().to_string())?;
     let Some((header, mut rest)) = bytes.split_at_checked(24) else { return Ok(Vec::new()) };
-    ensure!(header.first_chunk() == Some(&MAGIC.to_le_bytes()), "{} is no capture file", path.display());
+    let magic = header.first_chunk().map(|bytes| u32::from_le_bytes(*bytes));
+    let known = [Some(MAGIC), Some(MAGIC_NANOSECONDS)].contains(&magic);
+    ensure!(known, "{} is no capture file", path.display());
     let mut frames = Vec::new();
     while let Some((record, after)) = rest.split_at_checked(16) {
         let length =

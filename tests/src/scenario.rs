@@ -286,6 +286,12 @@ queues = 2
 mtu = 9000
 "#;
         assert_eq!(scenario.toml().unwrap(), wanted);
+        let read = topology::parse("wanted", wanted).unwrap();
+        let (ours, theirs) = (&scenario.topology.tenants[0], &read.tenants[0]);
+        let nic = |tenant: &Tenant| Nic { at: Place::default(), ..tenant.vms[0].nics[0].clone() };
+        assert_eq!(nic(ours), nic(theirs));
+        assert_eq!(ours.networks[0].gateways, theirs.networks[0].gateways);
+        assert_eq!(read.unenforced, Vec::new());
         assert_eq!(scenario.ip4(a).unwrap().to_string(), "10.0.0.2");
         assert_eq!(scenario.gateway(acme, true).unwrap().to_string(), "fd00:1::1");
     }

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
+use rustix::process::Signal;
+
 use crate::Process;
 use crate::wait::wait_for;
 
@@ -43,6 +45,15 @@ pub fn start(name: &str, devices: &[String], mode: &str, folder: &Path) -> Resul
     });
     waited.with_context(|| process.log())?;
     Ok(process)
+}
+
+/// Ends it in order, so that its files are written out.
+///
+/// # Errors
+/// When it does not end.
+pub fn stop(process: &mut Process) -> Result<()> {
+    process.signal(Signal::INT)?;
+    process.wait(Duration::from_secs(10)).map(|_| ())
 }
 
 /// Device string of a vhost-user back end at `socket` (testpmd listens).

@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use tests::capture::{self, Capture};
 use tests::guest::{cache_dir, qemu::Qemu};
 use tests::scenario::{VmIndex, VmShape};
-use tests::{Guest, GuestOptions, Process, Scenario, skip, step, testpmd};
+use tests::wait::wait_for;
+use tests::{Guest, GuestOptions, Process, Scenario, Wan, iperf, pcap, skip, step, testpmd};
 
 struct Bench {
     scenario: Scenario,
@@ -53,6 +55,18 @@ fn a_guest_pings_reboots_and_is_restarted() -> Result<()> {
     guest.ok("iperf3 --version && tcpdump --version && ethtool --version")?;
     let features = guest.ok("ethtool -g eth0; ip address show dev eth0")?;
     ensure!(features.contains("52:54:00:00:00:02") && features.contains("1024"), "{features}");
+    step("capture in the guest, and the tools that other tests use there");
+    guest.capture("icmp")?;
+    guest.ok("ping -c 2 -i 0.2 -W 2 10.0.0.77")?;
+    let frames = guest.captured("icmp and host 10.0.0.77")?;
+    ensure!(frames.len() == 4, "{frames:?}");
+    guest.ok("for name in traceroute traceroute6 timeout killall; do which $name || exit 1; done")?;
+    guest.ok(
+        "cat /sys/class/net/eth0/ifindex; ip -6 address show dev eth0 | grep fe80; ethtool -l eth0 || true",
+    )?;
+    iperf::serve(&mut guest)?;
+    let rate = iperf::tcp(&mut guest, "127.0.0.1", "-t 1")?;
+    ensure!(rate > 1e6, "{rate} bit/s over loopback");
     step("reboot");
     guest.reboot()?;
     guest.until_ok("ping -c 1 -W 1 10.0.0.77", Duration::from_secs(5))?;
@@ -79,5 +93,63 @@ fn qemu_7_2_works_without_msi_x() -> Result<()> {
     let options = GuestOptions { qemu: Some(qemu), vectors: Some(0), autoconf: false };
     let mut guest = Guest::boot(&bench.scenario, bench.vm, bench.folder.path(), &options)?;
     guest.ok("ping -c 3 -i 0.2 -W 2 10.0.0.77")?;
+    Ok(())
+}
+
+/// The namespaces alone: what a capture says of traffic that no router of ours has touched.
+#[test]
+fn namespaces_carry_complete_checksums() -> Result<()> {
+    let programs = ["iperf3", "tcpdump", "tshark", "ethtool"].map(skip::program);
+    if skip::unless("namespaces_carry_complete_checksums", &[[skip::root()].as_slice(), &programs].concat()) {
+        return Ok(());
+    }
+    let wan = Wan::new()?;
+    let folder = tempfile::tempdir()?;
+    let _server = wan.serve(folder.path())?;
+    let capture = Capture::start(&wan.far, Wan::FAR_DEVICE, folder.path())?;
+    for ip in [Wan::FAR4, Wan::FAR6] {
+        let rate = iperf::tcp_from(&wan.router, ip, "-n 4M")?;
+        ensure!(rate > 5e6, "{rate} bit/s");
+    }
+    let file = capture.stop()?;
+    let (all, bad) = (capture::frames(&file, "tcp")?, capture::bad_checksums(&file)?);
+    ensure!(all.len() > 100, "only {} frames were captured", all.len());
+    ensure!(bad.is_empty(), "{} bad checksums, first {:?}", bad.len(), bad.first());
+    step("a wrong checksum is noticed");
+    let mut frames = pcap::read(&file)?;
+    let last = frames.iter_mut().rev().find(|frame| frame.len() > 1000).and_then(|frame| frame.last_mut());
+    *last.ok_or_else(|| anyhow::anyhow!("no large frame"))? ^= 1;
+    pcap::write(&file, &frames)?;
+    ensure!(capture::bad_checksums(&file)?.len() == 1, "the changed frame was not found");
+    Ok(())
+}
+
+/// Two virtio-user front ends joined by DPDK's own back end: every frame arrives.
+#[test]
+fn virtio_user_front_ends_exchange_frames() -> Result<()> {
+    let needs = [skip::program("dpdk-testpmd"), skip::huge_pages(3 * testpmd::HUGE_PAGES)];
+    if skip::unless("virtio_user_front_ends_exchange_frames", &needs) {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let socket = |name: &str| folder.path().join(name);
+    let (input, output) = (folder.path().join("in.pcap"), folder.path().join("out.pcap"));
+    let sent: Vec<Vec<u8>> = (0..500)
+        .map(|number: u16| [[2; 12].as_slice(), &[8, 0], &number.to_be_bytes().repeat(50)].concat())
+        .collect();
+    pcap::write(&input, &sent)?;
+    let ports = [0, 1]
+        .map(|port| testpmd::vhost(&socket(&port.to_string())).replace("vhost0", &format!("vhost{port}")));
+    let _switch = testpmd::start("switch", &ports, "io", folder.path())?;
+    let to_file = format!("net_pcap0,tx_pcap={}", output.display());
+    let from_file = format!("net_pcap0,rx_pcap={}", input.display());
+    let receiver_port = testpmd::virtio_user(&socket("1"), "52:54:00:00:00:03", true);
+    let mut receiver = testpmd::start("receiver", &[receiver_port, to_file], "io", folder.path())?;
+    let sender_port = testpmd::virtio_user(&socket("0"), "52:54:00:00:00:02", true);
+    let _sender = testpmd::start("sender", &[sender_port, from_file], "io", folder.path())?;
+    std::thread::sleep(Duration::from_secs(1));
+    testpmd::stop(&mut receiver)?;
+    let received = wait_for("the receiver's file", Duration::from_secs(5), || Ok(pcap::read(&output).ok()))?;
+    ensure!(received == sent, "{} of {} frames arrived", received.len(), sent.len());
     Ok(())
 }

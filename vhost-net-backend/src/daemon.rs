@@ -1,13 +1,25 @@
 //! Puts the daemon together and takes it apart.
+//!
+//! In this order: counters, uplinks (their MACs are part of the snapshot), workers, sockets, control. Stopping goes the
+//! other way round, so that every vring is stopped by its session while its worker still runs.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
-use router::Snapshot;
-use topology::Topology;
+use anyhow::Context;
+use router::snapshot::PortKind;
+use router::{PortId, Snapshot};
+use topology::{Mac, Topology, UplinkKind};
 
-use crate::counters::Counters;
-use crate::port::PortTable;
+use crate::control::{self, ControlServer};
+use crate::counters::{Counters, Identity};
+use crate::device::PortDevice;
+use crate::port::{Device, PortShared, PortTable, lock};
+use crate::uplink::keeper::{self, Keeper, Kept, hand_out};
+use crate::uplink::tap_device::{self, TapConfig, TapDevice};
+use crate::vhost_user::{Attach, End, ListenPort, Listeners, Ports, SessionConfig, SessionError};
+use crate::worker::{self, Command, WorkerHandle, WorkerSetup};
 
 /// What the rest of the daemon (control, CLI) may look at while it runs.
 #[derive(Clone, Debug)]
@@ -24,10 +36,15 @@ pub struct View {
     pub run_dir: PathBuf,
 }
 
-/// A running daemon; `stop` (or drop) ends its threads and removes its sockets.
+/// A running daemon; [`Daemon::stop`] ends its threads and removes its sockets.
 #[derive(Debug)]
 pub struct Daemon {
     view: View,
+    control: ControlServer,
+    listeners: Listeners,
+    keeper: Keeper,
+    workers: Arc<[WorkerHandle]>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Daemon {
@@ -36,17 +53,34 @@ impl Daemon {
     /// # Errors
     /// Whatever could not be created, with its path or name.
     pub fn start(topology: Topology, run_dir: &Path) -> anyhow::Result<Self> {
-        let snapshot = Snapshot::build(&topology, &[]);
-        let counters = Counters::new(1, snapshot.ports.len());
-        let ports: PortTable = Vec::new().into();
-        let view = View {
-            topology: Arc::new(topology),
-            snapshot: Arc::new(snapshot),
-            ports,
-            counters,
-            run_dir: run_dir.to_owned(),
-        };
-        Ok(Self { view })
+        std::fs::create_dir_all(run_dir).with_context(|| format!("cannot create {}", run_dir.display()))?;
+        let count = topology.router.cpus.len().max(1);
+        let stats = run_dir.join("stats");
+        let counters = Counters::create(&stats, count, &Identity::all(&topology))
+            .with_context(|| format!("cannot create {}", stats.display()))?;
+        let (kept, taps) = open_uplinks(&topology, count)?;
+        let mut macs = vec![Mac::default(); topology.uplinks.len()];
+        for (uplink, tap) in kept.iter().zip(&taps) {
+            macs.get_mut(uplink.index).into_iter().for_each(|mac| *mac = tap.mac);
+        }
+        let snapshot = Arc::new(Snapshot::build(&topology, &macs));
+        let ports: PortTable = port_ids(&snapshot).map(|(id, port)| shared_port(id, port)).collect();
+        let topology = Arc::new(topology);
+        let run_dir = run_dir.to_owned();
+        let view = View { topology: Arc::clone(&topology), snapshot, ports, counters, run_dir };
+
+        let events = keeper::channel();
+        let started: anyhow::Result<Vec<_>> =
+            (0..count).map(|index| start_worker(&view, index, events.0.clone())).collect();
+        let (workers, threads): (Vec<_>, Vec<_>) = started?.into_iter().unzip();
+        let workers: Arc<[WorkerHandle]> = workers.into();
+        kept.iter().zip(taps).for_each(|(uplink, tap)| hand_out(uplink.port, tap, &workers));
+        let keeper = keeper::spawn(kept, macs, topology, Arc::clone(&workers), events)?;
+        let attachments = Attachments { ports: Arc::clone(&view.ports), workers: Arc::clone(&workers) };
+        let group = Some(view.topology.router.socket_group.as_str());
+        let listeners = Listeners::start(listen_ports(&view), group, Arc::new(attachments))?;
+        let control = control::serve(view.clone()).context("cannot start the control socket")?;
+        Ok(Self { view, control, listeners, keeper, workers, threads })
     }
 
     /// What is running.
@@ -56,5 +90,119 @@ impl Daemon {
     }
 
     /// Stops every thread and removes the sockets.
-    pub fn stop(self) {}
+    pub fn stop(self) {
+        self.control.stop();
+        self.listeners.stop();
+        self.workers.iter().for_each(|worker| worker.send(Command::Stop));
+        for thread in self.threads {
+            // A worker that panicked has said so already.
+            let _ = thread.join();
+        }
+        self.keeper.stop();
+    }
+}
+
+fn port_ids(snapshot: &Snapshot) -> impl Iterator<Item = (PortId, &router::snapshot::Port)> {
+    (0..).map(PortId).zip(&snapshot.ports)
+}
+
+fn shared_port(id: PortId, port: &router::snapshot::Port) -> PortShared {
+    let pairs = match &port.kind {
+        PortKind::Nic(nic) => Some(nic.queues),
+        PortKind::Uplink(_) => None,
+    };
+    PortShared::new(id, port.name.clone(), pairs)
+}
+
+/// Opens the taps; other kinds of uplink are left down, which `run` allows only with `--allow-unenforced`.
+fn open_uplinks(topology: &Topology, queues: usize) -> anyhow::Result<(Vec<Kept>, Vec<TapDevice>)> {
+    let without_macs = Snapshot::build(topology, &[]);
+    let (mut kept, mut taps) = (Vec::new(), Vec::new());
+    for (id, port) in port_ids(&without_macs) {
+        let PortKind::Uplink(uplink) = &port.kind else { continue };
+        let Some(wanted) = topology.uplinks.get(uplink.index) else { continue };
+        let UplinkKind::Tap { device } = &wanted.kind else {
+            tracing::warn!(uplink = wanted.name, "this kind of uplink does not carry frames yet");
+            continue;
+        };
+        let config = TapConfig {
+            device: device.clone(),
+            addresses: wanted.addresses.clone(),
+            serves: uplink.serves.iter().map(|(subnet, _)| *subnet).collect(),
+            mtu: wanted.mtu,
+            queues,
+        };
+        taps.push(tap_device::open(&config)?);
+        kept.push(Kept { port: id, index: uplink.index, config });
+    }
+    Ok((kept, taps))
+}
+
+fn start_worker(
+    view: &View,
+    index: usize,
+    uplink_events: crossbeam::channel::Sender<crate::uplink::UplinkEvent>,
+) -> anyhow::Result<(WorkerHandle, JoinHandle<()>)> {
+    let setup = WorkerSetup {
+        index,
+        cpu: view.topology.router.cpus.get(index).copied(),
+        poll: view.topology.router.poll,
+        snapshot: Arc::clone(&view.snapshot),
+        ports: Arc::clone(&view.ports),
+        counters: view.counters.clone(),
+        uplink_events,
+    };
+    worker::spawn(setup).with_context(|| format!("cannot start worker {index}"))
+}
+
+fn listen_ports(view: &View) -> Vec<ListenPort> {
+    let nics = view.topology.tenants.iter().flat_map(|tenant| {
+        tenant
+            .vms
+            .iter()
+            .flat_map(move |vm| vm.nics.iter().enumerate().map(move |(i, nic)| (tenant, vm, i, nic)))
+    });
+    // Port ids count NICs in this very order.
+    let listen = (0..).zip(nics).map(|(id, (tenant, vm, i, nic))| ListenPort {
+        id: PortId(id),
+        name: format!("{}/{}.{i}", tenant.name, vm.name),
+        path: view.run_dir.join(&tenant.name).join(format!("{}.{i}.sock", vm.name)),
+        config: SessionConfig {
+            mac: nic.mac.0,
+            mtu: nic.mtu,
+            pairs: nic.queues,
+            uso: view.topology.router.uso,
+        },
+    });
+    listen.collect()
+}
+
+/// Gives each VMM that connects its device, and keeps what its session says for control.
+#[derive(Debug)]
+struct Attachments {
+    ports: PortTable,
+    workers: Arc<[WorkerHandle]>,
+}
+
+impl Attachments {
+    fn note(&self, port: PortId, error: String) {
+        if let Some(shared) = self.ports.get(port.index()) {
+            lock(&shared.status).last_error = Some(error);
+        }
+    }
+}
+
+impl Ports for Attachments {
+    fn attach(&self, attach: Attach) -> Box<dyn Device + Send> {
+        let Attach { port, peer, .. } = attach;
+        Box::new(PortDevice::new(port, peer, Arc::clone(&self.ports), Arc::clone(&self.workers)))
+    }
+
+    fn refused(&self, port: PortId, error: &SessionError) {
+        self.note(port, error.to_string());
+    }
+
+    fn detached(&self, port: PortId, end: &End) {
+        self.note(port, end.to_string());
+    }
 }

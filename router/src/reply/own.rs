@@ -30,7 +30,7 @@ pub(super) fn nic_network(snapshot: &Snapshot, port: PortId) -> Option<&Network>
 fn tenant(snapshot: &Snapshot, port: PortId, destination: IpAddr) -> Option<&Vrf> {
     let id = match &snapshot.port(port)?.kind {
         PortKind::Nic(nic) => nic.tenant,
-        PortKind::Uplink(uplink) => uplink.serves.iter().find(|(net, _)| net.contains(&destination))?.1,
+        PortKind::Uplink(uplink) => uplink.behind.lookup(destination)?.1,
     };
     vrf(snapshot, id)
 }
@@ -52,10 +52,16 @@ pub(super) fn error_source(
     if vrf.networks.iter().any(|network| is_gateway(network, destination)) {
         return Some(destination);
     }
-    let (network, near) = match nic_network(snapshot, port) {
-        Some(network) => (network, source),
-        None => (serving(vrf, destination)?, destination),
-    };
+    match nic_network(snapshot, port) {
+        Some(network) => gateway(network, source),
+        // What a VM routes for lies in no subnet of ours: any address of that tenant's does.
+        None => serving(vrf, destination)
+            .and_then(|network| gateway(network, destination))
+            .or_else(|| vrf.networks.iter().find_map(|network| gateway(network, destination))),
+    }
+}
+
+fn gateway(network: &Network, near: IpAddr) -> Option<IpAddr> {
     match near {
         IpAddr::V4(near) => gateway4(network, near).map(IpAddr::V4),
         IpAddr::V6(near) => gateway6(network, near).map(IpAddr::V6),

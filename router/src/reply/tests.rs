@@ -9,7 +9,8 @@ use smoltcp::wire::{
 use topology::{Mac, Place};
 
 use super::*;
-use crate::ids::TenantId;
+use crate::fib::{Fib, PrefixTable};
+use crate::ids::{RuleId, TenantId};
 use crate::samples::{SOURCE4, SOURCE6, Sample};
 use crate::snapshot::{Network, NicPort, Port, PortKind, UplinkPort, Vrf};
 use crate::vnet::VnetHeader;
@@ -53,8 +54,10 @@ fn snapshot() -> Snapshot {
     let serves = ["10.0.0.0/24", "10.0.1.0/24", "fd00:0:0:2::/64"];
     let mut serves = serves.map(|net| (net.parse().unwrap(), TenantId(0))).to_vec();
     serves.push(("10.7.0.0/24".parse().unwrap(), TenantId(1)));
-    let uplink = PortKind::Uplink(UplinkPort { index: 0, peer_mac: KERNEL, serves });
-    let port = |name: &str, mtu, kind| Port { name: name.into(), mtu, kind };
+    let mut behind = Box::<PrefixTable<TenantId>>::default();
+    serves.iter().for_each(|(net, tenant)| behind.add(*net, *tenant));
+    let uplink = PortKind::Uplink(UplinkPort { index: 0, peer_mac: KERNEL, serves, behind });
+    let port = |name: &str, mtu, kind| Port { name: name.into(), mtu, rule: RuleId::BUILT_IN, kind };
     Snapshot {
         router_mac: ROUTER,
         ports: vec![
@@ -63,8 +66,8 @@ fn snapshot() -> Snapshot {
             port("uplink:wan", 1500, uplink),
         ],
         vrfs: vec![
-            Vrf { tenant: "acme".into(), networks: vec![front, back] },
-            Vrf { tenant: "other".into(), networks: vec![other] },
+            Vrf { tenant: "acme".into(), networks: vec![front, back], fib: Fib::default() },
+            Vrf { tenant: "other".into(), networks: vec![other], fib: Fib::default() },
         ],
         rules: vec![Place::default()],
     }

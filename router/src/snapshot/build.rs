@@ -219,3 +219,63 @@ fn broadcast(subnet: &IpNet) -> Option<IpAddr> {
 fn number(index: usize) -> u32 {
     u32::try_from(index).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::RouteKind;
+
+    const FILE: &str = r#"
+version = 1
+[uplink.lab]
+kind = "tap"
+device = "vmr0"
+addresses = ["10.255.0.1/24"]
+[tenant.me.network.lan]
+subnets = ["10.0.0.0/24", "fd00:1::/64"]
+[tenant.me.vm.a]
+nic = [{ network = "lan" }]
+[tenant.me.vm.b]
+nic = [{ network = "lan", prefixes = ["10.66.0.0/16"], addresses = ["10.0.0.9"] }]
+[[tenant.me.route]]
+to = "10.66.0.0/16"
+via = "10.0.0.9"
+"#;
+
+    #[test]
+    fn a_file_becomes_ports_and_tables() {
+        let topology = topology::parse("test.toml", FILE).unwrap();
+        let peer = Mac([2, 0, 0, 0, 0, 1]);
+        let snapshot = Snapshot::build(&topology, &[peer]);
+        let names: Vec<_> = snapshot.ports.iter().map(|port| port.name.as_str()).collect();
+        assert_eq!(names, ["me/a.0", "me/b.0", "uplink:lab"]);
+        for (index, port) in (0..2).zip(&snapshot.ports) {
+            let PortKind::Nic(nic) = &port.kind else { panic!("{port:?}") };
+            let own = nic.addresses4.iter().map(|v4| IpAddr::V4(*v4));
+            for address in own.chain(nic.addresses6.iter().map(|v6| IpAddr::V6(*v6))) {
+                let route = snapshot.route(TenantId(0), address).unwrap();
+                assert_eq!((route.kind, route.port), (RouteKind::Host, Some(PortId(index))), "{address}");
+            }
+            assert!(nic.addresses6.contains(&nic.mac.eui64("fd00:1::".parse().unwrap())));
+        }
+        let line = |address: &str| {
+            let route = snapshot.route(TenantId(0), address.parse().unwrap()).unwrap();
+            (route.next_hop, route.mac, route.line)
+        };
+        let PortKind::Nic(b) = &snapshot.ports[1].kind else { panic!("no NIC") };
+        assert_eq!(
+            line("10.66.1.1"),
+            (Some("me/b.0".into()), Some(b.mac.to_string()), topology.tenants[0].routes[0].at.line)
+        );
+        assert_eq!(line("192.0.2.1").0, Some("uplink:lab".into()));
+        assert_eq!(line("192.0.2.1").1, Some(peer.to_string()));
+        let PortKind::Uplink(lab) = &snapshot.ports[2].kind else { panic!("no uplink") };
+        let served: Vec<_> = lab.serves.iter().map(|(net, _)| net.to_string()).collect();
+        assert_eq!(served, ["10.0.0.0/24", "fd00:1::/64"]);
+        assert_eq!(
+            lab.behind.lookup("10.66.0.1".parse().unwrap()).map(|(_, tenant)| tenant),
+            Some(TenantId(0))
+        );
+        assert_eq!(lab.behind.lookup("192.0.2.1".parse().unwrap()), None);
+    }
+}

@@ -25,6 +25,9 @@ const BOOT: Duration = Duration::from_secs(60);
 /// What an ordinary command may take.
 const COMMAND: Duration = Duration::from_secs(20);
 
+/// Prints what [`Guest::capture`] has written; options and a filter may follow.
+pub const READ_CAPTURE: &str = "tcpdump -n -Z root -r /tmp/capture";
+
 /// In the guest's folder: the socket of its shell, and what its kernel prints on the serial console.
 const SHELL: &str = "shell";
 const SERIAL: &str = "serial.log";
@@ -69,6 +72,26 @@ impl Guest {
         let mut guest = Self::start(scenario, index, run_dir, options)?;
         guest.wait_ready()?;
         Ok(guest)
+    }
+
+    /// Boots several VMs at once, as [`Self::boot`].
+    ///
+    /// # Errors
+    /// When one does not come up.
+    pub fn boot_all<const N: usize>(
+        scenario: &Scenario,
+        vms: [VmIndex; N],
+        run_dir: &Path,
+        options: &GuestOptions,
+    ) -> Result<[Self; N]> {
+        let mut guests = Vec::new();
+        for vm in vms {
+            guests.push(Self::start(scenario, vm, run_dir, options)?);
+        }
+        for guest in &mut guests {
+            guest.wait_ready()?;
+        }
+        guests.try_into().ok().context("as many guests as VMs")
     }
 
     /// Starts it without waiting, so that several boot at once; [`Self::wait_ready`] comes next.
@@ -149,6 +172,31 @@ impl Guest {
             let late = start.elapsed() > limit;
             ensure!(!late, "guest {}: {script}: not within {limit:?}\n{}", self.name, output.text);
         }
+    }
+
+    /// Captures `filter` on the guest's NIC in promiscuous mode; [`Self::captured`] ends it.
+    ///
+    /// # Errors
+    /// When tcpdump does not start.
+    pub fn capture(&mut self, filter: &str) -> Result<()> {
+        let start = format!(
+            "tcpdump -i eth0 -n -U --immediate-mode -Z root -w /tmp/capture {filter} 2>/tmp/capture.log &"
+        );
+        self.ok(&start)?;
+        self.until_ok("cat /tmp/capture.log; grep -q 'listening on' /tmp/capture.log", COMMAND).map(|_| ())
+    }
+
+    /// Ends [`Self::capture`] and gives one line for each frame that also matches `filter`, checksums verified.
+    ///
+    /// # Errors
+    /// When there is no capture.
+    pub fn captured(&mut self, filter: &str) -> Result<Vec<String>> {
+        // What came just now is still on its way through the guest's kernel.
+        self.sh("sleep 0.3; killall -INT tcpdump; sleep 0.3", COMMAND)?;
+        let text =
+            self.ok(&format!("{READ_CAPTURE} -v {filter} 2>/tmp/err || {{ cat /tmp/err; false; }}"))?;
+        // Further lines of a frame are indented.
+        Ok(text.lines().filter(|line| !line.starts_with([' ', '\t'])).map(str::to_owned).collect())
     }
 
     /// Reboots the guest inside the same VMM and waits for its shell.

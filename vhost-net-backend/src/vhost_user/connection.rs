@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -60,18 +60,21 @@ impl From<Errno> for End {
 }
 
 /// Ends a connection from another thread, for example when its ring turns out to be broken.
+///
+/// It does not keep the socket open; afterwards it does nothing.
 #[derive(Clone, Debug)]
-pub struct Hangup(Arc<UnixStream>);
+pub struct Hangup(Weak<UnixStream>);
 
 impl Hangup {
-    pub(super) fn new(stream: Arc<UnixStream>) -> Self {
-        Self(stream)
+    pub(super) fn new(stream: &Arc<UnixStream>) -> Self {
+        Self(Arc::downgrade(stream))
     }
 
     /// Shuts the socket; the connection's own thread then stops the rings and tidies up.
     pub fn hang_up(&self) {
-        // A socket that is already shut is as good.
-        let _ = self.0.shutdown(Shutdown::Both);
+        if let Some(stream) = self.0.upgrade() {
+            shut(&stream);
+        }
     }
 }
 
@@ -113,7 +116,13 @@ pub(super) fn serve(
         }
     };
     session.close(device);
+    shut(stream);
     end
+}
+
+fn shut(stream: &UnixStream) {
+    // A socket that is already shut is as good.
+    let _ = stream.shutdown(Shutdown::Both);
 }
 
 fn read_message(stream: &UnixStream) -> Result<(Message, Vec<OwnedFd>), End> {

@@ -205,7 +205,7 @@ impl Acceptor {
             let mut owner = lock(&place.owner);
             owner.next = None;
             if let Some(stream) = &owner.current {
-                Hangup::new(Arc::clone(stream)).hang_up();
+                Hangup::new(stream).hang_up();
             }
         }
         for place in &mut self.ports {
@@ -272,7 +272,7 @@ fn serve_one(stream: Arc<UnixStream>, port: &ListenPort, daemon: &dyn Ports) {
         }
     };
     debug!(port = %port.name, pid = peer.pid, uid = peer.uid, "front end connected");
-    let hangup = Hangup::new(Arc::clone(&stream));
+    let hangup = Hangup::new(&stream);
     let mut device = daemon.attach(Attach { port: port.id, peer, hangup });
     let mut session = Session::new(port.config);
     let mut log = Log { port, peer, daemon, refused: false };

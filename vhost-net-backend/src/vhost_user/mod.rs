@@ -31,6 +31,13 @@ mod memory;
 mod rings;
 mod socket_file;
 
+#[cfg(test)]
+mod orders;
+#[cfg(test)]
+mod over_sockets;
+#[cfg(test)]
+mod test_front_end;
+
 pub use connection::{End, Hangup};
 pub use error::SessionError;
 pub use listener::{Attach, ListenPort, Listeners, Ports};

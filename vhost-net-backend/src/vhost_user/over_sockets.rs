@@ -1,0 +1,315 @@
+//! Tests: whole connections, from a front end's socket to the device.
+
+use std::io::{IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
+
+use router::PortId;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use vhost::vhost_user::message::{FrontendReq, VhostUserConfigFlags, VhostUserHeaderFlag};
+use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures as Protocol};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::test_front_end::{FrontEnd, MEMORY, Recorder, USER};
+use super::{Attach, End, Hangup, ListenPort, Listeners, Ports, SessionConfig, SessionError};
+use crate::port::{Device, Negotiated};
+use crate::vring::{RingError, RingSetup};
+
+/// What happens at the ports, as it happens.
+struct Daemon(Mutex<mpsc::Sender<String>>, Mutex<Option<Hangup>>);
+
+impl Ports for Daemon {
+    fn attach(&self, attach: Attach) -> Box<dyn Device + Send> {
+        let ours = i32::try_from(std::process::id()).unwrap();
+        assert_eq!((attach.peer.pid, attach.peer.uid), (ours, rustix::process::getuid().as_raw()));
+        *self.1.lock().unwrap() = Some(attach.hangup);
+        self.say("attached".to_owned());
+        Box::new(Telling(self.0.lock().unwrap().clone(), Recorder::default()))
+    }
+
+    fn refused(&self, _: PortId, error: &SessionError) {
+        self.say(format!("refused: {error}"));
+    }
+
+    fn detached(&self, port: PortId, end: &End) {
+        self.say(format!("detached {}: {end}", port.0));
+    }
+}
+
+impl Daemon {
+    fn say(&self, what: String) {
+        let _ = self.0.lock().unwrap().send(what);
+    }
+}
+
+/// A recorder that also tells the test.
+struct Telling(mpsc::Sender<String>, Recorder);
+
+impl Device for Telling {
+    fn start(&mut self, index: usize, setup: RingSetup, enabled: bool) -> Result<(), RingError> {
+        let _ = self.0.send(format!("start {index}"));
+        self.1.start(index, setup, enabled)
+    }
+
+    fn stop(&mut self, index: usize) -> Option<u16> {
+        let _ = self.0.send(format!("stop {index}"));
+        self.1.stop(index).map(|base| base + 7)
+    }
+
+    fn enable(&mut self, index: usize, enabled: bool) {
+        self.1.enable(index, enabled);
+    }
+
+    fn set_call(&mut self, index: usize, call: Option<std::os::fd::OwnedFd>) {
+        self.1.set_call(index, call);
+    }
+
+    fn status(&mut self, status: &Negotiated) {
+        self.1.status(status);
+    }
+}
+
+struct Bench {
+    listeners: Option<Listeners>,
+    daemon: Arc<Daemon>,
+    heard: mpsc::Receiver<String>,
+    path: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("acme").join("web1.0.sock");
+        let (tell, heard) = mpsc::channel();
+        let daemon = Arc::new(Daemon(Mutex::new(tell), Mutex::default()));
+        let config = SessionConfig { mac: [2, 0, 0, 0, 0, 1], mtu: 1500, pairs: 1, uso: false };
+        let port = ListenPort { id: PortId(3), name: "acme/web1.0".to_owned(), path: path.clone(), config };
+        let listeners = Listeners::start(vec![port], Some("no-such-group"), daemon.clone()).unwrap();
+        Self { listeners: Some(listeners), daemon, heard, path, _dir: dir }
+    }
+
+    fn connect(&self) -> UnixStream {
+        let stream = UnixStream::connect(&self.path).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream
+    }
+
+    fn hear(&self) -> String {
+        self.heard.recv_timeout(Duration::from_secs(20)).unwrap()
+    }
+
+    /// The port must take a new front end and talk to it.
+    fn serves_again(&self) {
+        let mut stream = self.connect();
+        assert_eq!(ask(&mut stream, FrontendReq::GET_QUEUE_NUM), Some(2));
+        assert_eq!(self.hear(), "attached");
+        drop(stream);
+        assert!(self.hear().starts_with("detached"));
+    }
+}
+
+fn request(code: FrontendReq, flags: u32, size: u32) -> Vec<u8> {
+    [u32::from(code), flags, size].into_iter().flat_map(u32::to_ne_bytes).collect()
+}
+
+/// Sends a request without payload; `None` when the connection ended.
+fn ask(stream: &mut UnixStream, code: FrontendReq) -> Option<u64> {
+    let mut reply = [0; 20];
+    stream.write_all(&request(code, 1, 0)).ok()?;
+    stream.read_exact(&mut reply).ok()?;
+    Some(u64::from_ne_bytes(*reply.last_chunk().unwrap()))
+}
+
+fn start_ring(front_end: &Frontend, index: usize, event: &EventFd) {
+    let at = USER + 0x1_0000 * u64::try_from(index + 1).unwrap();
+    let config = VringConfigData {
+        queue_max_size: 256,
+        queue_size: 256,
+        flags: 0,
+        desc_table_addr: at,
+        used_ring_addr: at + 0x8000,
+        avail_ring_addr: at + 0x4000,
+        log_addr: None,
+    };
+    front_end.set_vring_num(index, 256).unwrap();
+    front_end.set_vring_addr(index, &config).unwrap();
+    front_end.set_vring_base(index, 5).unwrap();
+    front_end.set_vring_call(index, event).unwrap();
+    front_end.set_vring_kick(index, event).unwrap();
+}
+
+fn boot(path: &Path) -> Frontend {
+    let mut front_end = Frontend::connect(path, 2).unwrap();
+    front_end.set_owner().unwrap();
+    let features = front_end.get_features().unwrap();
+    let protocol = front_end.get_protocol_features().unwrap();
+    assert!(protocol.contains(Protocol::CONFIG | Protocol::CONFIGURE_MEM_SLOTS | Protocol::MTU));
+    front_end.set_protocol_features(protocol).unwrap();
+    front_end.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+    assert_eq!(front_end.get_queue_num().unwrap(), 2);
+    let (_, mac) = front_end.get_config(0, 6, VhostUserConfigFlags::empty(), &[0; 6]).unwrap();
+    assert_eq!(mac, [2, 0, 0, 0, 0, 1]);
+    front_end.set_features(features).unwrap();
+    let memory = FrontEnd::new(1).memory();
+    let region = VhostUserMemoryRegionInfo {
+        guest_phys_addr: 0,
+        memory_size: MEMORY,
+        userspace_addr: USER,
+        mmap_offset: 0,
+        mmap_handle: memory.as_raw_fd(),
+    };
+    front_end.add_mem_region(&region).unwrap();
+    let event = EventFd::new(0).unwrap();
+    for index in 0..2 {
+        start_ring(&front_end, index, &event);
+        front_end.set_vring_enable(index, true).unwrap();
+    }
+    front_end
+}
+
+#[test]
+fn a_front_end_attaches_leaves_and_comes_again() {
+    let bench = Bench::new();
+    for _ in 0..20 {
+        let front_end = boot(&bench.path);
+        assert_eq!(bench.hear(), "attached");
+        assert_eq!([bench.hear(), bench.hear()], ["start 0", "start 1"]);
+        assert_eq!(front_end.get_vring_base(1).unwrap(), 12);
+        assert_eq!(bench.hear(), "stop 1");
+        assert!(front_end.set_vring_num(0, 128).is_err());
+        assert!(bench.hear().starts_with("refused: the size may not change"));
+        // The next one connects at once: it waits until this one's ring is stopped.
+        drop(front_end);
+        let next = boot(&bench.path);
+        let gone = "detached 3: the front end closed the connection";
+        assert_eq!([bench.hear(), bench.hear()], ["stop 0", gone]);
+        assert_eq!([bench.hear(), bench.hear(), bench.hear()], ["attached", "start 0", "start 1"]);
+        drop(next);
+        assert_eq!([bench.hear(), bench.hear(), bench.hear()], ["stop 0", "stop 1", gone]);
+    }
+}
+
+#[test]
+fn one_front_end_owns_a_socket() {
+    let bench = Bench::new();
+    let mut owner = bench.connect();
+    assert_eq!(ask(&mut owner, FrontendReq::GET_QUEUE_NUM), Some(2));
+    for _ in 0..400 {
+        assert_eq!(ask(&mut bench.connect(), FrontendReq::GET_QUEUE_NUM), None);
+    }
+    assert_eq!(ask(&mut owner, FrontendReq::GET_QUEUE_NUM), Some(2));
+    drop(owner);
+    assert_eq!(
+        [bench.hear(), bench.hear().split(':').next().unwrap().to_owned()],
+        ["attached", "detached 3"]
+    );
+    bench.serves_again();
+}
+
+#[test]
+fn broken_streams_end_their_connection_only() {
+    let bench = Bench::new();
+    let zeros = [0; 64];
+    let cases: [(&str, Vec<u8>, &str); 6] = [
+        ("four bytes", vec![1, 0, 0, 0], "in the middle"),
+        ("no payload", request(FrontendReq::SET_FEATURES, 1, 8), "in the middle"),
+        ("version 0", [request(FrontendReq::GET_FEATURES, 0, 0), zeros.to_vec()].concat(), "version 0"),
+        ("a reply", request(FrontendReq::GET_FEATURES, 5, 0), "flags"),
+        ("4 GiB", request(FrontendReq::SET_FEATURES, 1, u32::MAX), "longer than"),
+        (
+            "too long for it",
+            [request(FrontendReq::SET_FEATURES, 1, 9), zeros[..9].to_vec()].concat(),
+            "9 bytes",
+        ),
+    ];
+    for (what, bytes, why) in cases {
+        let mut stream = bench.connect();
+        stream.write_all(&bytes).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        // The end may come as a reset, as there are bytes that nobody read.
+        let _ = stream.read_to_end(&mut Vec::new());
+        assert_eq!(bench.hear(), "attached", "{what}");
+        let end = bench.hear();
+        assert!(end.starts_with("detached 3") && end.contains(why), "{what}: {end}");
+    }
+    bench.serves_again();
+}
+
+fn send_fds(stream: &UnixStream, bytes: &[u8], count: usize) {
+    let file = std::fs::File::open("/dev/null").unwrap();
+    let fds = vec![file.as_fd(); count];
+    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+    sendmsg(stream, &[IoSlice::new(bytes)], &mut control, SendFlags::empty()).unwrap();
+}
+
+#[test]
+fn descriptors_that_nobody_wants_are_closed() {
+    let bench = Bench::new();
+    bench.serves_again();
+    let before = std::fs::read_dir("/proc/self/fd").unwrap().count();
+    for (count, why) in [(1, "with 1 file"), (32, "with 32 file"), (33, "more file"), (253, "more file")] {
+        let mut stream = bench.connect();
+        send_fds(&stream, &request(FrontendReq::SET_OWNER, 1, 0), count);
+        assert_eq!(stream.read(&mut [0]).unwrap_or(0), 0);
+        drop(stream);
+        assert_eq!(bench.hear(), "attached");
+        let end = bench.hear();
+        assert!(end.contains(why), "{count}: {end}");
+    }
+    bench.serves_again();
+    let after = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while after() > before && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(after() <= before, "{before} descriptors before, {} after", after());
+}
+
+#[test]
+fn slow_front_ends_are_dropped_in_time() {
+    let (loris, deaf) = (Bench::new(), Bench::new());
+    let start = Instant::now();
+    let mut stream = loris.connect();
+    stream.write_all(&[1, 0, 0]).unwrap();
+    let flood = deaf.connect();
+    flood.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+    let ask = request(FrontendReq::GET_FEATURES, 1, 0);
+    while (&flood).write_all(&ask).is_ok() {}
+    let ends = [&loris, &deaf].map(|bench| [bench.hear(), bench.hear()]);
+    assert!(ends[0][1].contains("did not finish a message"), "{ends:?}");
+    assert!(ends[1][1].contains("did not finish taking an answer"), "{ends:?}");
+    let took = start.elapsed();
+    assert!(took > Duration::from_secs(4) && took < Duration::from_secs(10), "{took:?}");
+    loris.serves_again();
+    deaf.serves_again();
+}
+
+#[test]
+fn a_device_can_hang_up() {
+    let bench = Bench::new();
+    let mut stream = bench.connect();
+    assert_eq!(ask(&mut stream, FrontendReq::GET_QUEUE_NUM), Some(2));
+    bench.daemon.1.lock().unwrap().take().unwrap().hang_up();
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+    assert_eq!([bench.hear(), bench.hear()], ["attached", "detached 3: the front end closed the connection"]);
+    bench.serves_again();
+}
+
+#[test]
+fn stopping_stops_rings_and_removes_sockets() {
+    let mut bench = Bench::new();
+    let _front_end = boot(&bench.path);
+    bench.listeners.take().unwrap().stop();
+    let heard: Vec<_> = bench.heard.try_iter().collect();
+    assert_eq!(heard[..5], ["attached", "start 0", "start 1", "stop 0", "stop 1"]);
+    assert!(heard[5].starts_with("detached 3"));
+    assert!(!bench.path.exists());
+}
