@@ -53,3 +53,20 @@ fn guests_ping_each_other_and_the_gateway() {
         println!("{to}: {:?}", a.ping(to, 3, 64));
     }
 }
+#[test]
+fn dump() {
+    let bench = Bench::new(TOPOLOGY);
+    use vhost_net_backend::demo_guest::{FakeNic, NicOptions};
+    let mut a = bench.guest("me", "a");
+    let to: IpAddr = "fd00:1::1".parse().unwrap();
+    let started = Instant::now();
+    println!("{:?} {:?}", a.ping(to, 1, 64), started.elapsed());
+    println!("{:?} {:?} {:?}", a.counters(), a.heard(), a.host());
+    let v = bench.daemon.view();
+    println!("{:?}", v.counters.tally(router::PortId(0)));
+    let _ = (
+        FakeNic::connect(&bench.socket("me/b"), NicOptions::default()),
+        Counter::Received,
+        DropReason::RouteNone,
+    );
+}
