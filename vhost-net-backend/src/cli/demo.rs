@@ -8,7 +8,7 @@ use crate::demo::{self, DemoOptions};
 /// # Errors
 /// When the demo cannot be set up.
 pub fn run(qemu: bool) -> Result<Page, Failure> {
-    logging::start();
+    logging::start("warn");
     let options = DemoOptions { qemu, ..DemoOptions::default() };
     let well = demo::run(&options).map_err(|error| Failure::failed(format!("{error:#}")))?;
     Ok(Page { exit: if well { Exit::Ok } else { Exit::Failed }, ..Page::default() })

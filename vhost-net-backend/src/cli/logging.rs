@@ -7,13 +7,13 @@ use super::paint::Paint;
 /// Names the variable; the syntax is that of `tracing_subscriber::EnvFilter` (`debug`, `info,vhost_net_backend=debug`).
 pub const VARIABLE: &str = "VMROUTER_LOG";
 
-/// Starts the log. A second call does nothing.
-pub fn start() {
+/// Starts the log, at `level` when the variable is not set. A second call does nothing.
+pub fn start(level: &str) {
     let asked = std::env::var(VARIABLE).unwrap_or_default();
-    let filter = EnvFilter::try_new(if asked.is_empty() { "info" } else { &asked });
+    let filter = EnvFilter::try_new(if asked.is_empty() { level } else { &asked });
     let (filter, wrong) = match filter {
         Ok(filter) => (filter, None),
-        Err(error) => (EnvFilter::new("info"), Some(error)),
+        Err(error) => (EnvFilter::new(level), Some(error)),
     };
     let log = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
@@ -23,6 +23,6 @@ pub fn start() {
     if log.try_init().is_ok()
         && let Some(error) = wrong
     {
-        tracing::warn!(%error, "cannot understand {VARIABLE}; logging at info");
+        tracing::warn!(%error, "cannot understand {VARIABLE}; logging at {level}");
     }
 }

@@ -28,7 +28,7 @@ pub struct Args {
 /// # Errors
 /// When the file is wrong or asks for protection that is not built (exit code 2), or when the daemon cannot start.
 pub fn run(args: &Args) -> Result<Page, Failure> {
-    logging::start();
+    logging::start("info");
     let topology = check::read(&args.file)?;
     refuse_unenforced(args, &topology)?;
     let run_dir = run_dir(args.run_dir.as_deref(), topology.router.run_dir.as_deref())?;

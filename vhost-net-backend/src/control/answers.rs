@@ -56,7 +56,8 @@ pub(super) fn ports(view: &View) -> Vec<PortView> {
 }
 
 /// `GET /v1/stats`.
-pub(super) fn stats(view: &View) -> api::Stats {
+#[must_use]
+pub fn stats(view: &View) -> api::Stats {
     let one = |port: &PortView| api::PortStats {
         port: api::PortName::from(&port.identity),
         state: port.state(),

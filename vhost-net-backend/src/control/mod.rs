@@ -21,6 +21,6 @@ pub(crate) mod sample;
 mod server;
 mod socket;
 
-pub use answers::{drops, totals};
+pub use answers::{drops, stats, totals};
 pub use server::{ControlServer, serve};
 pub use socket::SOCKET;

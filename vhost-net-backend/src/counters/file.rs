@@ -218,14 +218,21 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_daemon_keeps_its_file() {
+    fn one_daemon_a_directory() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("stats");
-        let old = Counters::create(&path, 1, &ports()).unwrap();
-        let new = Counters::create(&path, 1, &ports()).unwrap();
-        assert_ne!(old.boot().id, new.boot().id);
-        drop(old);
-        assert_eq!(&read(&path).unwrap().boot, new.boot());
+        let first = Counters::create(&path, 1, &ports()).unwrap();
+        let second = Counters::create(&path, 1, &ports()).unwrap_err();
+        assert_eq!(second.kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(&read(&path).unwrap().boot, first.boot());
+        // What a killed daemon leaves.
+        let left = std::fs::read(&path).unwrap();
+        let old = first.boot().id.clone();
+        drop(first);
+        std::fs::write(&path, left).unwrap();
+        let next = Counters::create(&path, 1, &ports()).unwrap();
+        assert_ne!(next.boot().id, old);
+        assert_eq!(&read(&path).unwrap().boot, next.boot());
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod identity;
 pub mod layout;
 mod tally;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,6 +19,8 @@ use std::time::SystemTime;
 use std::{fs, io};
 
 use router::{DropReason, PortId};
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory as _};
 
 use layout::Layout;
@@ -100,7 +103,8 @@ struct Shared {
     region: MmapRegion,
     layout: Layout,
     boot: Boot,
-    path: Option<PathBuf>,
+    /// The file, and the lock of its directory.
+    file: Option<(PathBuf, File)>,
 }
 
 impl Counters {
@@ -114,15 +118,18 @@ impl Counters {
         let layout = Layout::new(workers, ports);
         let region = MmapRegion::new(layout.len()).expect("no memory for the counters");
         let boot = Boot { id: String::new(), pid: std::process::id(), started: SystemTime::now() };
-        Self(Arc::new(Shared { region, layout, boot, path: None }))
+        Self(Arc::new(Shared { region, layout, boot, file: None }))
     }
 
     /// Zeroed counters in the file `path` (mode 0640), which appears at once and complete; `ports` are in the order of
-    /// [`PortId`]. The file goes when the last clone goes; after a crash it stays, for whoever asks what happened.
+    /// [`PortId`]. The directory stays locked and the file there until the last clone goes; after a crash the file stays,
+    /// for whoever asks what happened.
     ///
     /// # Errors
-    /// When the file cannot be created or mapped, or the file system has no room for all of it.
+    /// When another daemon has the directory, when the file cannot be created or mapped, or when the file system has no
+    /// room for all of it.
     pub fn create(path: &Path, workers: usize, ports: &[Identity]) -> io::Result<Self> {
+        let locked = lock(path.parent().unwrap_or(Path::new(".")))?;
         let layout = Layout::new(workers, ports.len());
         let boot = Boot { id: boot_id()?, pid: std::process::id(), started: SystemTime::now() };
         let new = path.with_extension("new");
@@ -131,7 +138,7 @@ impl Counters {
             MmapRegion::from_file(FileOffset::new(file, 0), layout.len()).map_err(io::Error::other)?;
         layout.write(&region, &boot, ports)?;
         fs::rename(&new, path)?;
-        Ok(Self(Arc::new(Shared { region, layout, boot, path: Some(path.to_owned()) })))
+        Ok(Self(Arc::new(Shared { region, layout, boot, file: Some((path.to_owned(), locked)) })))
     }
 
     /// The block that worker `worker` writes for `port`. What is added to a block that does not exist is lost.
@@ -168,15 +175,22 @@ impl Counters {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        use std::os::unix::fs::MetadataExt as _;
-        let (Some(path), Some(ours)) = (&self.path, self.region.file_offset()) else { return };
-        // Another daemon may have put its own file there.
-        let same = |a: &fs::Metadata, b: &fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
-        if let (Ok(there), Ok(ours)) = (fs::metadata(path), ours.file().metadata())
-            && same(&there, &ours)
-        {
+        // The run directory is still locked: the file is ours.
+        if let Some((path, _)) = &self.file {
             let _ = fs::remove_file(path);
         }
+    }
+}
+
+/// Locks the run directory for as long as the file returned is open, also against daemons that start at the same moment.
+fn lock(run_dir: &Path) -> io::Result<File> {
+    let folder = File::open(run_dir)?;
+    match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            format!("another daemon runs in {}", run_dir.display()),
+        )),
+        locked => Ok(locked.map(|()| folder)?),
     }
 }
 

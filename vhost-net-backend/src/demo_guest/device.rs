@@ -140,7 +140,8 @@ impl smoltcp::phy::Device for NicDevice {
         caps.checksum.udp = transport;
         if features & HOST_TSO == HOST_TSO && features & CSUM != 0 {
             caps.segmentation.tcpv4 = NonZeroUsize::new(MAX_FRAME);
-            caps.segmentation.tcpv6 = NonZeroUsize::new(MAX_FRAME);
+            // Not for IPv6: there smoltcp 0.14 drops a large segment as one that it would have to fragment. Raw
+            // tests send such frames by hand.
         }
         caps
     }

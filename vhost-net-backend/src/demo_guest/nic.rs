@@ -85,7 +85,7 @@ impl Default for NicOptions {
                 | VhostUserProtocolFeatures::CONFIG
                 | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS,
             pairs: 1,
-            ring_size: 256,
+            ring_size: 1024,
             tx_segments: 1,
             rx_segments: 1,
             rx_buffer: None,

@@ -160,6 +160,11 @@ impl Stack {
     /// The card failed or the daemon hung up.
     pub fn step(&mut self, longest: Duration) -> Result<(), GuestError> {
         self.poll()?;
+        self.idle(longest)
+    }
+
+    /// Waits as [`Self::step`] does, for whoever has just polled and looked.
+    fn idle(&mut self, longest: Duration) -> Result<(), GuestError> {
         let now = self.now();
         let due = self.interface.poll_delay(now, &self.sockets).map(Duration::from);
         let wait = due.map_or(longest, |due| due.min(longest));
@@ -189,7 +194,7 @@ impl Stack {
             if left.is_zero() {
                 return Err(GuestError::TimeOut { what: what.to_owned(), waited: time_out });
             }
-            self.step(left.min(Duration::from_millis(100)))?;
+            self.idle(left)?;
         }
     }
 
@@ -218,7 +223,13 @@ fn configure(interface: &mut Interface, host: &Host) -> Result<(), GuestError> {
     let mut full = false;
     interface.update_ip_addrs(|addresses| {
         for net in &host.addresses {
-            full |= addresses.push(IpCidr::new(IpAddress::from(net.addr()), net.prefix_len())).is_err();
+            // smoltcp files a neighbour advertisement under its sender instead of its target (RFC 4861, section
+            // 7.2.5), so a router's answers for other hosts are lost on it. No routed prefix is on-link for it then.
+            let on_link = match net.addr() {
+                IpAddr::V6(v6) if !v6.is_unicast_link_local() => 128,
+                _ => net.prefix_len(),
+            };
+            full |= addresses.push(IpCidr::new(IpAddress::from(net.addr()), on_link)).is_err();
         }
     });
     for gateway in &host.gateways {

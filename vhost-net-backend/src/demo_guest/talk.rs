@@ -14,6 +14,7 @@ use super::{GuestError, stack};
 
 /// How long a pong or a datagram may take.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Half of what a default receive ring holds: smoltcp has no congestion control to find that out by itself.
 const TCP_BUFFER: usize = 1 << 20;
 /// Bytes after which the content of a stream repeats: a prime, so that no lost or doubled segment goes unseen.
 const PERIOD: u64 = 65_521;
