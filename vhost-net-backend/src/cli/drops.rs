@@ -39,7 +39,8 @@ fn list(context: &Context, drops: &Drops) -> String {
     for drop in &drops.drops {
         let mut ports: Vec<_> = drop.ports.iter().collect();
         ports.sort_by(|a, b| b.1.cmp(a.1));
-        let named = ports.iter().take(NAMED).map(|(name, n)| format!("{} ({})", safe(name), number(context, **n)));
+        let named =
+            ports.iter().take(NAMED).map(|(name, n)| format!("{} ({})", safe(name), number(context, **n)));
         let mut from = named.collect::<Vec<_>>().join(", ");
         if ports.len() > NAMED {
             from.push_str(&format!(" and {} more", ports.len() - NAMED));

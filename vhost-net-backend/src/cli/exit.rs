@@ -94,10 +94,10 @@ impl From<serde_json::Error> for Failure {
 
 /// Prints the outcome of `program` and gives its exit code. A reader that hangs up (`| head`) is not an error.
 pub(crate) fn print(program: &str, outcome: Result<Page, Failure>) -> Exit {
-    let page = outcome.unwrap_or_else(|Failure { exit, message }| Page {
-        text: String::new(),
-        notes: vec![format!("{program}: {message}")],
-        exit,
+    let page = outcome.unwrap_or_else(|Failure { exit, message }| {
+        // A report of several lines, such as all problems of a file, speaks for itself.
+        let note = if message.contains('\n') { message } else { format!("{program}: {message}") };
+        Page { text: String::new(), notes: vec![note], exit }
     });
     let mut errors = io::stderr().lock();
     for note in &page.notes {

@@ -46,7 +46,9 @@ pub fn find(name: &str) -> Result<DropReason, Failure> {
         return Ok(*found);
     }
     let kind = name.split('.').next().unwrap_or_default();
-    let alike = DropReason::ALL.iter().filter(|r| r.name().split('.').any(|part| name.contains(part) || part == kind));
+    let alike = DropReason::ALL
+        .iter()
+        .filter(|r| r.name().split('.').any(|part| name.contains(part) || part == kind));
     let alike: Vec<_> = alike.map(|reason| reason.name()).collect();
     let hint = if alike.is_empty() {
         "packet-stats explain lists all".to_owned()

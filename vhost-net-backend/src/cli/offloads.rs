@@ -32,7 +32,8 @@ pub fn page(context: &Context) -> Result<Page, Failure> {
 
 /// Whether `path` (`tenant/vm`) is the VM that `wanted` names.
 fn is_vm(wanted: &str, path: &str) -> bool {
-    path.split_once('/').is_some_and(|(tenant, vm)| super::packet_stats::is_vm(wanted, Some(tenant), Some(vm)))
+    path.split_once('/')
+        .is_some_and(|(tenant, vm)| super::packet_stats::is_vm(wanted, Some(tenant), Some(vm)))
 }
 
 fn table(context: &Context, found: &Offloads) -> String {

@@ -172,7 +172,7 @@ fn answer(cli: &Cli) -> Result<Page, Failure> {
     }
 }
 
-/// JSON as a page: indented, or on one line for `--watch` piped into a program.
+/// JSON as a page, indented; with `--watch` one value follows the other.
 ///
 /// # Errors
 /// Never for our own types.

@@ -46,8 +46,7 @@ mod tests {
     #[test]
     fn the_rule() {
         let (flag, file) = (Some(Path::new("/flag")), Some(Path::new("/file")));
-        type Case<'a> =
-            (Option<&'a Path>, Option<&'a Path>, &'a [(&'a str, &'a str)], bool, Option<&'a str>);
+        type Case<'a> = (Option<&'a Path>, Option<&'a Path>, &'a [(&'a str, &'a str)], bool, Option<&'a str>);
         let both = [("RUNTIME_DIRECTORY", "/run/a:/run/b"), ("XDG_RUNTIME_DIR", "/run/user/7")];
         let table: [Case<'_>; 8] = [
             (flag, file, &both, true, Some("/flag")),

@@ -68,7 +68,12 @@ pub fn count(n: usize, what: &str) -> String {
 #[must_use]
 pub fn uptime(time: Duration) -> String {
     let seconds = time.as_secs();
-    let parts = [(seconds / 86_400, "d"), (seconds / 3600 % 24, "h"), (seconds / 60 % 60, "min"), (seconds % 60, "s")];
+    let parts = [
+        (seconds / 86_400, "d"),
+        (seconds / 3600 % 24, "h"),
+        (seconds / 60 % 60, "min"),
+        (seconds % 60, "s"),
+    ];
     let from = parts.iter().position(|(n, _)| *n > 0).unwrap_or(parts.len() - 1);
     let shown: Vec<_> = parts.iter().skip(from).take(2).map(|(n, unit)| format!("{n} {unit}")).collect();
     shown.join(" ")

@@ -66,7 +66,10 @@ fn nic_text(context: &Context, VmNic { info, counts }: &VmNic) -> String {
     line("mac", info.mac.clone().unwrap_or_default());
     line("addresses", info.addresses.join(", "));
     let network = info.network.as_deref().unwrap_or("-");
-    line("network", format!("{network}, MTU {}, {}", info.mtu, count(usize::from(info.queues), "queue pair")));
+    line(
+        "network",
+        format!("{network}, MTU {}, {}", info.mtu, count(usize::from(info.queues), "queue pair")),
+    );
     line("socket", info.socket.clone().unwrap_or_default());
     for (key, value) in session(info) {
         line(key, value);
@@ -88,7 +91,7 @@ fn session(info: &PortInfo) -> Vec<(&'static str, String)> {
         lines.push(("features", info.features.join(" ")));
         lines.push(("memory", format!("{} in {}", binary(info.memory), count(info.regions, "region"))));
         let ring = |ring: &crate::port::RingStatus| {
-            let kind = if ring.index % 2 == 0 { "receive" } else { "transmit" };
+            let kind = if ring.index.is_multiple_of(2) { "receive" } else { "transmit" };
             let state = if ring.enabled { "" } else { ", disabled" };
             format!("{} {kind} ({} entries{state})", ring.index, ring.size)
         };
@@ -120,4 +123,84 @@ fn counted(counts: &Counts) -> Vec<(&'static str, String)> {
     lines.push(("emitted", format!("{} frames, {} bytes", counts.emitted, counts.emitted_bytes)));
     lines.push(("refused", format!("{} frames of others", counts.refused)));
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use router::{DropReason, PortId};
+
+    use super::*;
+    use crate::cli::paint::Paint;
+    use crate::cli::{Exit, offloads, routes};
+    use crate::control::{sample, serve};
+    use crate::counters::Counter;
+
+    fn context(run_dir: &std::path::Path) -> Context {
+        Context {
+            run_dir: run_dir.to_owned(),
+            json: false,
+            tenant: None,
+            vm: None,
+            exact: false,
+            paint: Paint(false),
+            width: 80,
+        }
+    }
+
+    #[test]
+    fn all_about_a_vm() {
+        let folder = tempfile::tempdir().unwrap();
+        let view = sample::view(folder.path());
+        let block = view.counters.block(1, PortId(0));
+        block.add(Counter::Received, 3);
+        block.add(Counter::Consumed, 2);
+        block.dropped(DropReason::TtlExpired);
+        let _server = serve(view).unwrap();
+        let context = context(folder.path());
+        let text = page(&context, "web1").unwrap().text;
+        for line in [
+            "acme/web1: 1 vCPU, 512 MiB",
+            "acme/web1.0  up",
+            "  addresses   10.1.0.11",
+            "  network     web, MTU 1500, 1 queue pair",
+            "  vmm         pid 4711, uid 107 (0 connections so far)",
+            "  features    CSUM GUEST_CSUM GUEST_TSO4 GUEST_TSO6 HOST_TSO4 HOST_TSO6",
+            "              VERSION_1",
+            "  vrings      0 receive (256 entries), 1 transmit (256 entries)",
+            "  received    3 frames, 0 bytes",
+            "  drops       ttl.expired 1",
+            "  balance     0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+        assert_eq!(page(&context, "globex/web1").unwrap_err().exit, Exit::Failed);
+        assert_eq!(page(&context, "../x").unwrap_err().exit, Exit::Failed);
+        let json = page(&Context { json: true, ..context }, "acme/web1").unwrap().text;
+        assert_eq!(serde_json::from_str::<Vm>(&json).unwrap().nics[0].counts.received, 3);
+    }
+
+    #[test]
+    fn routes_and_offloads() {
+        let folder = tempfile::tempdir().unwrap();
+        let view = sample::view(folder.path());
+        sample::running(&view, 1, 1 << 1);
+        let _server = serve(view).unwrap();
+        let context = context(folder.path());
+        let table = routes::page(&context, "acme", None).unwrap().text;
+        assert!(table.starts_with("TO"), "{table}");
+        assert!(table.contains("10.1.0.12/32") && table.contains("acme/web2.0"), "{table}");
+        let lookup = |ip: &str| routes::page(&context, "acme", Some(ip.parse().unwrap())).unwrap();
+        assert_eq!(lookup("10.1.0.11").exit, Exit::Ok);
+        assert!(lookup("10.1.0.11").text.contains("acme/web1.0"));
+        let none = lookup("192.0.2.1");
+        assert_eq!((none.exit, none.text.as_str()), (Exit::Failed, ""));
+        assert!(none.notes[0].contains("route.none"));
+        for tenant in ["nobody", "../vm", ""] {
+            assert_eq!(routes::page(&context, tenant, None).unwrap_err().exit, Exit::Failed, "{tenant}");
+        }
+        let matrix = offloads::page(&context).unwrap().text;
+        assert!(matrix.contains("acme/web1.0  acme/web2.0  whole     segment  segment  -\n"), "{matrix}");
+        let none = Context { vm: Some("globex/web1".into()), ..context };
+        assert!(offloads::page(&none).unwrap().text.starts_with("No two ports"));
+    }
 }

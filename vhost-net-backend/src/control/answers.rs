@@ -9,7 +9,7 @@ use topology::{Nic, Tenant, Uplink};
 use super::api;
 use crate::counters::Identity;
 use crate::daemon::View;
-use crate::port::PortStatus;
+use crate::port::{PortStatus, lock};
 
 /// One port with its name and state.
 pub(super) struct PortView {
@@ -49,11 +49,7 @@ pub(super) fn ports(view: &View) -> Vec<PortView> {
     let identities = Identity::all(&view.topology);
     let with_status = (0..).zip(identities).map(|(id, identity)| {
         let id = PortId(id);
-        // A thread that panicked while it held the lock left a whole value behind: every write is one assignment.
-        let status = view.ports.get(id.index()).map(|port| match port.status.lock() {
-            Ok(status) => status.clone(),
-            Err(poisoned) => poisoned.into_inner().clone(),
-        });
+        let status = view.ports.get(id.index()).map(|port| lock(&port.status).clone());
         PortView { id, identity, status: status.unwrap_or_default() }
     });
     with_status.collect()

@@ -61,12 +61,12 @@ pub enum SessionError {
     /// A kick, call or error descriptor that is not an eventfd.
     #[error("the file descriptor is not a plain eventfd but {0}")]
     NotEventFd(String),
-    /// More memory regions than there are slots.
-    #[error("more than {0} memory regions")]
-    Slots(usize),
     /// A memory region was refused.
     #[error("{0}")]
     Memory(#[from] MemoryError),
+    /// The file is another tenant's guest memory.
+    #[error("the memory file is in use by another tenant")]
+    ForeignMemory,
     /// The ring could not be started.
     #[error("{0}")]
     Ring(#[from] RingError),

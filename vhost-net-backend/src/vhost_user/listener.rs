@@ -21,6 +21,7 @@ use tracing::{debug, info, warn};
 use super::connection::{self, End, Hangup, Observer};
 use super::error::SessionError;
 use super::features;
+use super::owners::MemoryOwners;
 use super::session::{Session, SessionConfig};
 use super::socket_file;
 use crate::port::{Device, Peer};
@@ -37,7 +38,7 @@ const STOP: u64 = u64::MAX;
 pub struct ListenPort {
     /// Which.
     pub id: PortId,
-    /// `acme/web1.0`, for logs.
+    /// `acme/web1.0`: the tenant comes first.
     pub name: String,
     /// Where its socket goes.
     pub path: PathBuf,
@@ -93,6 +94,7 @@ impl Listeners {
             stop: Arc::clone(&stop),
             ports: Vec::new(),
             daemon,
+            memory: Arc::default(),
         };
         epoll::add(&acceptor.epoll, &stop, epoll::EventData::new_u64(STOP), epoll::EventFlags::IN)?;
         for port in ports {
@@ -149,6 +151,7 @@ struct Acceptor {
     stop: Arc<OwnedFd>,
     ports: Vec<ListeningPort>,
     daemon: Arc<dyn Ports>,
+    memory: Arc<MemoryOwners>,
 }
 
 impl Acceptor {
@@ -189,7 +192,7 @@ impl Acceptor {
             return;
         };
         match place.listener.accept() {
-            Ok((stream, _)) => place.admit(Arc::new(stream), &self.daemon),
+            Ok((stream, _)) => place.admit(Arc::new(stream), &self.daemon, &self.memory),
             Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             Err(error) => {
                 warn!(port = %place.port.name, %error, "cannot accept a connection");
@@ -215,7 +218,7 @@ impl Acceptor {
 }
 
 impl ListeningPort {
-    fn admit(&mut self, stream: Arc<UnixStream>, daemon: &Arc<dyn Ports>) {
+    fn admit(&mut self, stream: Arc<UnixStream>, daemon: &Arc<dyn Ports>, memory: &Arc<MemoryOwners>) {
         let mut owner = lock(&self.owner);
         if let Some(current) = &owner.current {
             if owner.next.is_none() && connection::is_gone(current) {
@@ -229,8 +232,9 @@ impl ListeningPort {
         drop(owner);
         self.join();
         let (port, owner, daemon) = (Arc::clone(&self.port), Arc::clone(&self.owner), Arc::clone(daemon));
+        let memory = Arc::clone(memory);
         let builder = thread::Builder::new().name(thread_name(&port.name)).stack_size(STACK);
-        match builder.spawn(move || serve_all(stream, &port, &owner, &*daemon)) {
+        match builder.spawn(move || serve_all(stream, &port, &owner, &*daemon, &memory)) {
             Ok(thread) => self.thread = Some(thread),
             Err(error) => {
                 warn!(port = %self.port.name, %error, "cannot serve a front end");
@@ -249,11 +253,17 @@ impl ListeningPort {
 }
 
 /// Serves this front end, and then whoever took over.
-fn serve_all(first: Arc<UnixStream>, port: &ListenPort, owner: &Mutex<Owner>, daemon: &dyn Ports) {
+fn serve_all(
+    first: Arc<UnixStream>,
+    port: &ListenPort,
+    owner: &Mutex<Owner>,
+    daemon: &dyn Ports,
+    memory: &Arc<MemoryOwners>,
+) {
     let mut stream = first;
     loop {
         // Whatever breaks on this thread, the port must take the next front end.
-        if panic::catch_unwind(AssertUnwindSafe(|| serve_one(stream, port, daemon))).is_err() {
+        if panic::catch_unwind(AssertUnwindSafe(|| serve_one(stream, port, daemon, memory))).is_err() {
             warn!(port = %port.name, "a connection's thread panicked");
         }
         let mut owner = lock(owner);
@@ -263,7 +273,7 @@ fn serve_all(first: Arc<UnixStream>, port: &ListenPort, owner: &Mutex<Owner>, da
     }
 }
 
-fn serve_one(stream: Arc<UnixStream>, port: &ListenPort, daemon: &dyn Ports) {
+fn serve_one(stream: Arc<UnixStream>, port: &ListenPort, daemon: &dyn Ports, memory: &Arc<MemoryOwners>) {
     let peer = match socket_peercred(&stream) {
         Ok(peer) => Peer { pid: peer.pid.as_raw_nonzero().get(), uid: peer.uid.as_raw() },
         Err(error) => {
@@ -274,7 +284,8 @@ fn serve_one(stream: Arc<UnixStream>, port: &ListenPort, daemon: &dyn Ports) {
     debug!(port = %port.name, pid = peer.pid, uid = peer.uid, "front end connected");
     let hangup = Hangup::new(&stream);
     let mut device = daemon.attach(Attach { port: port.id, peer, hangup });
-    let mut session = Session::new(port.config);
+    let tenant = port.name.split('/').next().unwrap_or_default();
+    let mut session = Session::among(port.config, Arc::clone(memory), Arc::from(tenant));
     let mut log = Log { port, peer, daemon, refused: false };
     let end = connection::serve(&stream, &mut session, &mut *device, &mut log);
     drop(device);

@@ -9,10 +9,6 @@ use super::session::Session;
 use crate::guest_memory::{GuestMemory, RegionSpec};
 use crate::port::Device;
 
-/// Regions that one guest may have: enough for memory hot-plug, few enough that many guests fit in one process's limit of
-/// mappings.
-pub(super) const SLOTS: u64 = 32;
-
 impl Session {
     pub(super) fn set_mem_table(
         &mut self,
@@ -21,10 +17,13 @@ impl Session {
         device: &mut dyn Device,
     ) -> Result<(), SessionError> {
         let mut memory = GuestMemory::default();
-        for (region, fd) in regions.iter().zip(fds) {
-            memory = memory.with(spec(*region, fd))?;
+        let mut claims = Vec::new();
+        for (region, fd) in regions.into_iter().zip(fds) {
+            claims.push((region, self.owners.claim(&self.tenant, &fd)?));
+            memory = memory.with(spec(region, fd))?;
         }
-        self.use_memory(memory, regions, device);
+        self.use_memory(memory, device);
+        self.claims = claims;
         Ok(())
     }
 
@@ -34,15 +33,11 @@ impl Session {
         fds: Vec<OwnedFd>,
         device: &mut dyn Device,
     ) -> Result<(), SessionError> {
-        let slots = usize::try_from(SLOTS).unwrap_or_default();
-        if self.regions.len() >= slots {
-            return Err(SessionError::Slots(slots));
-        }
         let fd = fds.into_iter().next().ok_or(SessionError::Fds(0))?;
+        let claim = self.owners.claim(&self.tenant, &fd)?;
         let memory = self.memory.with(spec(region, fd))?;
-        let mut regions = self.regions.clone();
-        regions.push(region);
-        self.use_memory(memory, regions, device);
+        self.use_memory(memory, device);
+        self.claims.push((region, claim));
         Ok(())
     }
 
@@ -53,19 +48,18 @@ impl Session {
     ) -> Result<(), SessionError> {
         let memory = self.memory.without(region.guest_phys, region.size, region.user_addr)?;
         let key = |r: &Region| (r.guest_phys, r.size, r.user_addr);
-        let regions = self.regions.iter().copied().filter(|r| key(r) != key(&region)).collect();
-        self.use_memory(memory, regions, device);
+        self.use_memory(memory, device);
+        self.claims.retain(|(held, _)| key(held) != key(&region));
         Ok(())
     }
 
     /// A ring whose areas are not in the new memory waits, stopped, for memory that has them: a front end that replaces
     /// a region removes the old one first.
-    fn use_memory(&mut self, memory: GuestMemory, regions: Vec<Region>, device: &mut dyn Device) {
+    fn use_memory(&mut self, memory: GuestMemory, device: &mut dyn Device) {
         for index in 0..self.rings.len() {
             self.stop_ring(index, device);
         }
         self.memory = Arc::new(memory);
-        self.regions = regions;
         for index in 0..self.rings.len() {
             if self.rings.get(index).is_some_and(|ring| ring.kick.is_some())
                 && let Err(error) = self.start_ring(index, device)

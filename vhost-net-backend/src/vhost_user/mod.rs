@@ -9,7 +9,8 @@
 //! - [`message`]: bytes to requests, answers to bytes. Sizes are checked before anything is used.
 //! - [`features`]: what is offered, what was accepted, and why the rest was not.
 //! - [`session`]: the state of one front end, and which message goes where.
-//! - `memory`, `rings`, `config`: the messages about guest memory, vrings and the configuration space.
+//! - `memory`, `rings`, `config`: the messages about guest memory, vrings and the configuration space; `owners` keeps
+//!   one tenant from mapping the memory of another.
 //!
 //! # Rules
 //! - A message that asked for an acknowledgement and is refused gets a failed one, and the session goes on; any other
@@ -28,6 +29,7 @@ mod config;
 mod connection;
 mod eventfd;
 mod memory;
+mod owners;
 mod rings;
 mod socket_file;
 

@@ -1,8 +1,12 @@
 //! Tests: the orders in which real front ends speak, and what must be refused.
 
+use std::sync::Arc;
+
 use vhost::vhost_user::message::FrontendReq as R;
 
 use super::features::{offered, offered_protocol};
+use super::owners::MemoryOwners;
+use super::session::Session;
 use super::test_front_end::{FrontEnd, Hear, NACK, OK, REGIONS, Say, USER, event, u32s, u64s};
 
 const QUIET: Hear = Hear::Quiet;
@@ -442,6 +446,33 @@ fn too_many_regions() {
     }
     assert_eq!(add(&mut vmm, 30), NACK);
     assert_eq!(vmm.device.status.regions, 32);
+}
+
+#[test]
+fn a_memory_file_has_one_tenant() {
+    let owners = Arc::<MemoryOwners>::default();
+    let front_end = |tenant: &str| {
+        let mut vmm = FrontEnd::new(1);
+        vmm.session = Session::among(vmm.session.config, Arc::clone(&owners), tenant.into());
+        vmm.converse(&[(Say::U64(R::SET_PROTOCOL_FEATURES, offered_protocol()), false, QUIET)]);
+        vmm
+    };
+    let [mut nic0, mut nic1, mut stranger] = ["acme", "acme", "globex"].map(front_end);
+    let file = nic0.memory();
+    let add = |vmm: &mut FrontEnd| {
+        let payload = [u64s(&[0]), u64s(&[0, 0x1000, USER, 0])].concat();
+        vmm.raw(R::ADD_MEM_REG.into(), true, payload, vec![file.try_clone().unwrap()])
+    };
+    let table = |vmm: &mut FrontEnd| {
+        let payload = [u32s(&[1, 0]), u64s(&[0, 0x1000, USER, 0])].concat();
+        vmm.raw(R::SET_MEM_TABLE.into(), true, payload, vec![file.try_clone().unwrap()])
+    };
+    assert_eq!([add(&mut nic0), add(&mut nic1), table(&mut nic1)], [OK, OK, OK]);
+    assert_eq!([add(&mut stranger), table(&mut stranger)], [NACK, NACK]);
+    nic0.session.close(&mut nic0.device);
+    assert_eq!(table(&mut stranger), NACK);
+    nic1.converse(&[(Say::Region(R::REM_MEM_REG, (0, 0x1000)), true, OK)]);
+    assert_eq!(table(&mut stranger), OK);
 }
 
 #[test]

@@ -7,8 +7,9 @@ use super::config;
 use super::error::SessionError;
 use super::features::{self, PROTOCOL_FEATURES};
 use super::message::{Header, Message, Region, Request};
+use super::owners::{Claim, MemoryOwners};
 use super::rings::Ring;
-use crate::guest_memory::GuestMemory;
+use crate::guest_memory::{GuestMemory, MAX_REGIONS};
 use crate::port::{Device, Negotiated};
 use vhost::vhost_user::VhostUserProtocolFeatures as Protocol;
 
@@ -57,24 +58,33 @@ pub struct Session {
     pub(super) features: Option<u64>,
     pub(super) protocol_features: Option<u64>,
     pub(super) memory: Arc<GuestMemory>,
-    /// The regions of `memory`, as the front end named them.
-    pub(super) regions: Vec<Region>,
+    /// What keeps other tenants from mapping the files of `memory`, one a region.
+    pub(super) claims: Vec<(Region, Claim)>,
+    pub(super) owners: Arc<MemoryOwners>,
+    pub(super) tenant: Arc<str>,
     mtu: Option<u16>,
     owned: bool,
     told: Negotiated,
 }
 
 impl Session {
-    /// The session of a front end that has just connected.
+    /// The session of a front end that has just connected, alone in the world.
     #[must_use]
     pub fn new(config: SessionConfig) -> Self {
+        Self::among(config, Arc::default(), Arc::from(""))
+    }
+
+    /// The same for a NIC of that tenant, whose memory files no other tenant may map.
+    pub(super) fn among(config: SessionConfig, owners: Arc<MemoryOwners>, tenant: Arc<str>) -> Self {
         Self {
             config,
             rings: new_rings(&config),
             features: None,
             protocol_features: None,
             memory: Arc::default(),
-            regions: Vec::new(),
+            claims: Vec::new(),
+            owners,
+            tenant,
             mtu: None,
             owned: false,
             told: Negotiated::default(),
@@ -113,8 +123,8 @@ impl Session {
             features: self.features.unwrap_or_default(),
             protocol_features: self.protocol_features.unwrap_or_default(),
             mtu: self.mtu,
-            regions: self.regions.len(),
-            memory: self.regions.iter().fold(0, |sum, region| sum.saturating_add(region.size)),
+            regions: self.memory.len(),
+            memory: self.memory.bytes(),
         }
     }
 
@@ -139,7 +149,7 @@ impl Session {
             Request::GetProtocolFeatures => return Ok(number(features::offered_protocol())),
             // Front ends of virtio crates and Cloud Hypervisor compare with vrings, QEMU with pairs: vrings suit both.
             Request::GetQueueNum => return Ok(number(u64::from(self.config.pairs) * 2)),
-            Request::GetMaxMemSlots => return Ok(number(super::memory::SLOTS)),
+            Request::GetMaxMemSlots => return Ok(number(u64::try_from(MAX_REGIONS).unwrap_or_default())),
             Request::GetVringBase { index } => return self.get_vring_base(index, device),
             Request::GetConfig { offset, size, flags } => return Ok(self.get_config(offset, size, flags)),
             Request::SetConfig => return Err(SessionError::ReadOnlyConfig),
@@ -223,7 +233,8 @@ impl Session {
     fn forget(&mut self, device: &mut dyn Device) {
         self.reset_device(device);
         let told = std::mem::take(&mut self.told);
-        *self = Self { told, ..Self::new(self.config) };
+        let (owners, tenant) = (Arc::clone(&self.owners), Arc::clone(&self.tenant));
+        *self = Self { told, ..Self::among(self.config, owners, tenant) };
     }
 
     /// Rings and virtio features go; memory, MTU and protocol features stay (see the module's rules).

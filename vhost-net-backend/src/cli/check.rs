@@ -1,0 +1,125 @@
+//! `vmrouter check F`: all problems of a topology file, or a summary of what it says.
+
+use std::path::Path;
+
+use topology::{Nic, Tenant, Topology, Unenforced};
+
+use super::paint::{Paint, Tone};
+use super::table::{Cell, Table};
+use super::text::{count, safe, width, wrap};
+use super::{Exit, Failure, Page};
+
+/// The page: the summary, or the problems and exit code 2.
+///
+/// # Errors
+/// Never; a wrong file is an answer.
+pub fn page(file: &Path) -> Result<Page, Failure> {
+    Ok(match read(file) {
+        Ok(topology) => Page::of(summary(&topology, file, Paint::stdout(), width())),
+        Err(problems) => Page { notes: vec![problems.message], exit: problems.exit, ..Page::default() },
+    })
+}
+
+/// Reads a topology file for any command; problems are rendered, with exit code 2.
+///
+/// # Errors
+/// All problems of the file.
+pub fn read(file: &Path) -> Result<Topology, Failure> {
+    topology::read(file)
+        .map_err(|problems| Failure { exit: Exit::Usage, message: problems.render(Paint::stderr().0) })
+}
+
+/// What a correct file says.
+#[must_use]
+pub fn summary(topology: &Topology, file: &Path, paint: Paint, width: usize) -> String {
+    let vms = topology.tenants.iter().map(|tenant| tenant.vms.len()).sum();
+    let nics = topology.tenants.iter().flat_map(|t| &t.vms).map(|vm| vm.nics.len()).sum();
+    let head = format!(
+        "{}: {}, {}, {}, {}. No problem found.",
+        safe(&file.display().to_string()),
+        count(topology.tenants.len(), "tenant"),
+        count(vms, "VM"),
+        count(nics, "NIC"),
+        count(topology.uplinks.len(), "uplink"),
+    );
+    let mut out = wrap(&head, 0, width);
+    if nics > 0 {
+        out.push('\n');
+        out.push_str(&table(topology).render(paint, width));
+    }
+    if !topology.unenforced.is_empty() {
+        out.push('\n');
+        out.push_str(&paint.paint(&unenforced(&topology.unenforced, file), Tone::Warning));
+    }
+    out
+}
+
+/// Each protection that is asked for and not built yet, with its place.
+#[must_use]
+pub fn unenforced(list: &[Unenforced], file: &Path) -> String {
+    let mut out = String::from("Asked for, and not enforced by this version:\n");
+    for Unenforced { what, at } in list {
+        out.push_str(&format!("  {}:{at}: {}\n", safe(&file.display().to_string()), safe(what)));
+    }
+    out
+}
+
+fn table(topology: &Topology) -> Table {
+    let mut table = Table::new(&["TENANT", "VM.NIC", "NETWORK", "MAC", "ADDRESSES"]);
+    for tenant in &topology.tenants {
+        for vm in &tenant.vms {
+            for (index, nic) in vm.nics.iter().enumerate() {
+                add_nic(&mut table, tenant, &format!("{}.{index}", vm.name), nic);
+            }
+        }
+    }
+    table
+}
+
+/// One line for each address, so that two long IPv6 addresses do not make a table that nobody's terminal holds.
+fn add_nic(table: &mut Table, tenant: &Tenant, name: &str, nic: &Nic) {
+    let addresses4 = nic.addresses4.iter().map(ToString::to_string);
+    let mut addresses = addresses4.chain(nic.addresses6.iter().map(ToString::to_string));
+    let network = tenant.networks.get(nic.network).map(|n| n.name.as_str()).unwrap_or_default();
+    let first = addresses.next().unwrap_or_default();
+    table.row([&*tenant.name, name, network, &nic.mac.to_string(), &first].map(Cell::text).into());
+    for address in addresses {
+        table.row(["", "", "", "", &address].map(Cell::text).into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_summary() {
+        let text = r#"
+version = 1
+[tenant.acme.network.lan]
+subnets = ["10.0.0.0/24", "fd00::/64"]
+[tenant.acme.group.web]
+ingress = []
+[tenant.acme.vm.a]
+nic = [{ network = "lan", mac = "52:54:00:00:00:01", addresses = ["10.0.0.5", "fd00::5"], groups = ["web"] }]
+"#;
+        let topology = topology::parse("t.toml", text).unwrap();
+        let summary = summary(&topology, Path::new("t.toml"), Paint(false), 80);
+        let wanted = "\
+t.toml: 1 tenant, 1 VM, 1 NIC, 0 uplinks. No problem found.
+
+TENANT  VM.NIC  NETWORK  MAC                ADDRESSES
+acme    a.0     lan      52:54:00:00:00:01  10.0.0.5
+                                            fd00::5
+";
+        assert!(summary.starts_with(wanted), "{summary}");
+        assert!(summary.contains("\nAsked for, and not enforced by this version:\n  t.toml:"), "{summary}");
+    }
+
+    #[test]
+    fn a_missing_file_is_a_wrong_file() {
+        let page = page(Path::new("/nonexistent/t.toml")).unwrap();
+        assert_eq!((page.exit, page.text.as_str()), (Exit::Usage, ""));
+        assert!(page.notes[0].contains("/nonexistent/t.toml"), "{}", page.notes[0]);
+    }
+}

@@ -1,0 +1,125 @@
+//! `vmrouter run F`: the daemon.
+
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::run_dir::run_dir;
+use super::text::count;
+use super::{Exit, Failure, Page, check, logging, notify};
+use crate::daemon::Daemon;
+
+/// Arguments of `run`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// The topology file
+    file: PathBuf,
+    /// Where the sockets go
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+    /// Run although the file asks for protection that this version does not give
+    #[arg(long)]
+    allow_unenforced: bool,
+}
+
+/// Runs the daemon until it is told to end.
+///
+/// # Errors
+/// When the file is wrong or asks for protection that is not built (exit code 2), or when the daemon cannot start.
+pub fn run(args: &Args) -> Result<Page, Failure> {
+    logging::start();
+    let topology = check::read(&args.file)?;
+    refuse_unenforced(args, &topology)?;
+    let run_dir = run_dir(args.run_dir.as_deref(), topology.router.run_dir.as_deref())?;
+    let nics = topology.tenants.iter().flat_map(|t| &t.vms).map(|vm| vm.nics.len()).sum();
+    raise_file_limit();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::failed(error.to_string()))?;
+    // Before the daemon starts: a signal that comes early must not kill it half-made.
+    let signals = runtime.block_on(async { Signals::new() });
+    let signals = signals.map_err(|error| Failure::failed(format!("cannot catch signals: {error}")))?;
+    let daemon = Daemon::start(topology, &run_dir).map_err(|error| Failure::failed(format!("{error:#}")))?;
+    ready(nics, &run_dir);
+    runtime.block_on(signals.end());
+    notify::notify("STOPPING=1");
+    daemon.stop();
+    tracing::info!("stopped");
+    Ok(Page::default())
+}
+
+/// Fail closed: an operator who asked for protection must not get less without knowing.
+fn refuse_unenforced(args: &Args, topology: &topology::Topology) -> Result<(), Failure> {
+    if topology.unenforced.is_empty() {
+        return Ok(());
+    }
+    let list = check::unenforced(&topology.unenforced, &args.file);
+    if args.allow_unenforced {
+        tracing::warn!("{}", list.trim_end());
+        return Ok(());
+    }
+    let message =
+        format!("{list}vmrouter does not start without it; --allow-unenforced starts it all the same.");
+    Err(Failure { exit: Exit::Usage, message })
+}
+
+/// One VM takes a dozen file descriptors; the soft limit is often 1024.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!(%error, "the limit of open files stays");
+    }
+}
+
+fn ready(nics: usize, run_dir: &Path) {
+    println!("vmrouter is ready: {}, sockets below {}", count(nics, "NIC"), run_dir.display());
+    notify::notify("READY=1");
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Returns on SIGTERM or SIGINT.
+    async fn end(mut self) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hangup.recv() => tracing::warn!("SIGHUP: this version cannot reload its file; restart it"),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unenforced_protection_is_refused_unless_allowed() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("t.toml");
+        let text = "version = 1\n[tenant.me]\nquota = { rate = \"1Gbit\" }\n[tenant.me.network.lan]\nsubnets = [\"10.0.0.0/24\"]\n";
+        std::fs::write(&file, text).unwrap();
+        let topology = check::read(&file).unwrap();
+        let mut args = Args { file, run_dir: None, allow_unenforced: false };
+        let refused = refuse_unenforced(&args, &topology).unwrap_err();
+        assert_eq!(refused.exit, Exit::Usage);
+        assert!(refused.message.contains("t.toml:3:"), "{}", refused.message);
+        args.allow_unenforced = true;
+        refuse_unenforced(&args, &topology).unwrap();
+    }
+}

@@ -1,0 +1,99 @@
+//! `vmrouter`: the daemon and its command line.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use super::{attach, check, demo, exit, run, schema};
+
+const EXAMPLES: &str = "\
+Examples:
+  vmrouter demo                                       see it work: no root, no VMM
+  vmrouter check topology.toml                        what is wrong with the file?
+  vmrouter run topology.toml                          the daemon; ends on SIGTERM or SIGINT
+  vmrouter attach topology.toml acme/web1 --vmm qemu  the line that starts that VM
+  vmrouter schema > topology.schema.json              for editors
+
+Exit codes: 0 done, 1 failed, 2 wrong command line or topology file.
+VMROUTER_LOG=debug makes the daemon say more (error, warn, info, debug).
+Sockets are in $RUNTIME_DIRECTORY, else in `[router] run_dir`, else in /run/vmrouter (root) or
+$XDG_RUNTIME_DIR/vmrouter.";
+
+/// Routes packets between the virtual machines of one host.
+#[derive(Debug, Parser)]
+#[command(name = "vmrouter", version, after_help = EXAMPLES, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum Command {
+    /// Runs the daemon for a topology file, until SIGTERM or SIGINT
+    Run(run::Args),
+    /// Checks a topology file: all problems with their places, or a summary
+    Check {
+        /// The topology file
+        file: PathBuf,
+    },
+    /// Prints the JSON schema of topology files
+    Schema,
+    /// Prints the line (or the XML) that starts a VM attached to the router
+    Attach(attach::Args),
+    /// Shows the router at work: two tenants, guests, traffic, and where every packet went
+    Demo {
+        /// With two real Linux VMs in QEMU instead of the built-in guests
+        #[arg(long)]
+        qemu: bool,
+    },
+}
+
+/// VMMs that `attach` knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Vmm {
+    /// `qemu-system-x86_64`
+    Qemu,
+    /// `cloud-hypervisor`
+    CloudHypervisor,
+    /// Parts of a libvirt domain
+    Libvirt,
+}
+
+/// The program. Ends by itself on a wrong command line (exit code 2), `--help` and `--version`.
+#[must_use]
+pub fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Run(args) => run::run(&args),
+        Command::Check { file } => check::page(&file),
+        Command::Schema => schema::page(),
+        Command::Attach(args) => attach::page(&args),
+        Command::Demo { qemu } => demo::run(qemu),
+    };
+    exit::print("vmrouter", outcome).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn command_lines() {
+        Cli::command().debug_assert();
+        for (line, wanted) in [
+            ("vmrouter run t.toml --run-dir /x --allow-unenforced", None),
+            ("vmrouter check t.toml", None),
+            ("vmrouter attach t.toml acme/web1 --vmm cloud-hypervisor", None),
+            ("vmrouter demo --qemu", None),
+            ("vmrouter run", Some(2)),
+            ("vmrouter attach t.toml acme/web1 --vmm xen", Some(2)),
+            ("vmrouter nonsense", Some(2)),
+            ("vmrouter --help", Some(0)),
+        ] {
+            let parsed = Cli::try_parse_from(line.split_whitespace());
+            assert_eq!(parsed.err().map(|error| error.exit_code()), wanted, "{line}");
+        }
+    }
+}
