@@ -227,7 +227,7 @@ fn configure(interface: &mut Interface, host: &Host) -> Result<(), GuestError> {
             // 7.2.5), so a router's answers for other hosts are lost on it. No routed prefix is on-link for it then.
             let on_link = match net.addr() {
                 IpAddr::V6(v6) if !v6.is_unicast_link_local() => 128,
-                _ => net.prefix_len(),
+                IpAddr::V4(_) | IpAddr::V6(_) => net.prefix_len(),
             };
             full |= addresses.push(IpCidr::new(IpAddress::from(net.addr()), on_link)).is_err();
         }
