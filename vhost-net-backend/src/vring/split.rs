@@ -29,7 +29,7 @@ impl SplitRing {
     pub fn new(setup: &mut RingSetup) -> Result<Self, RingError> {
         let memory = RingMemory::new(&setup.memory, setup.size, setup.desc, setup.avail, setup.used)?;
         let next_used = memory.used_idx();
-        Ok(Self {
+        let ring = Self {
             memory,
             next_avail: setup.base,
             next_used,
@@ -37,7 +37,10 @@ impl SplitRing {
             event_idx: setup.has(VIRTIO_RING_F_EVENT_IDX),
             kick: setup.kick.take(),
             call: setup.call.take(),
-        })
+        };
+        // Whoever had the ring before may have died between showing used entries and signalling them.
+        ring.ring_call();
+        Ok(ring)
     }
 
     /// Entries.
