@@ -7,7 +7,7 @@
 
 mod source;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -299,22 +299,27 @@ impl Worker {
         self.datapath.forget_guest(port);
         let at = self.sources.free();
         if let Some(kick) = queue.ring.kick() {
-            self.watch(kick.as_fd(), at, port);
+            // Each kick is an edge, whether or not the ones before were read.
+            self.watch(kick.as_fd(), at, port, EventFlags::IN | EventFlags::ET);
         }
         // Active at once: whatever the guest queued before it knew us needs no kick (virtio 1.3, section 2.7.13.4).
         self.sources.put(at, Source::Guest(Box::new(queue)));
     }
 
     fn start_uplink(&mut self, port: PortId, tap: Tap) {
+        // Two workers that lose a device at different times make the keeper open it twice.
+        if let Some(at) = self.sources.uplink(port) {
+            self.forget(at);
+        }
         let at = self.sources.free();
-        self.watch(tap.as_fd(), at, port);
+        self.watch(tap.as_fd(), at, port, EventFlags::IN);
         self.datapath.set_tap(port, Some(tap));
         self.sources.put(at, Source::Uplink { port, buffers: Tap::buffers() });
     }
 
-    fn watch(&self, fd: std::os::fd::BorrowedFd<'_>, at: usize, port: PortId) {
+    fn watch(&self, fd: BorrowedFd<'_>, at: usize, port: PortId, flags: EventFlags) {
         let token = EventData::new_u64(u64::try_from(at).unwrap_or(WAKE));
-        if let Err(error) = epoll::add(&self.epoll, fd, token, EventFlags::IN) {
+        if let Err(error) = epoll::add(&self.epoll, fd, token, flags) {
             tracing::warn!(%error, port = port.0, "cannot wait for the port's notifications");
         }
     }
