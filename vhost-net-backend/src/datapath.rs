@@ -14,7 +14,8 @@ use std::time::Instant;
 
 use arrayvec::ArrayVec;
 use router::{
-    Answer, DropReason, Headers, NoTrace, PortId, RuleId, Snapshot, Verdict, VnetHeader, WorkerState, reply,
+    Answer, DropReason, Headers, NoTrace, OffloadCaps, PortId, RuleId, Snapshot, Verdict, VnetHeader,
+    WorkerState, reply,
 };
 
 use crate::counters::{Counter, Counters};
@@ -119,7 +120,7 @@ impl Datapath {
         if burst.frames.is_empty() {
             return Ok(0);
         }
-        self.decide(*port, &burst, ring.header_len(), now);
+        self.decide(*port, &burst, ring.header_len(), ring.sender(), now);
         self.deliver(*port, &burst, ring.header_len());
         ring.complete(&burst);
         self.publish();
@@ -137,13 +138,13 @@ impl Datapath {
         now: Instant,
     ) -> std::io::Result<usize> {
         let mut burst = Burst::default();
-        if let Some(tap) = self.tap(port) {
-            tap.read_burst(buffers, &mut burst)?;
-        }
+        let Some(tap) = self.tap(port) else { return Ok(0) };
+        tap.read_burst(buffers, &mut burst)?;
         if burst.frames.is_empty() {
             return Ok(0);
         }
-        self.decide(port, &burst, Tap::HEADER_LEN, now);
+        let sender = tap.caps();
+        self.decide(port, &burst, Tap::HEADER_LEN, sender, now);
         self.deliver(port, &burst, Tap::HEADER_LEN);
         self.publish();
         Ok(burst.frames.len())
@@ -164,17 +165,26 @@ impl Datapath {
     }
 
     /// Phase 1: every frame gets its verdict; what needs no egress is settled here.
-    fn decide(&mut self, ingress: PortId, burst: &Burst<'_>, header_len: u32, now: Instant) {
+    fn decide(
+        &mut self,
+        ingress: PortId,
+        burst: &Burst<'_>,
+        header_len: u32,
+        sender: OffloadCaps,
+        now: Instant,
+    ) {
         let counters = self.counters.block(self.worker, ingress);
         // First, so that nobody who reads ever sees more outcomes than frames.
         counters.add(Counter::Received, u64::try_from(burst.frames.len()).unwrap_or(0));
         let mut bytes = 0;
         for (i, (frame, head)) in burst.frames.iter().zip(&mut self.heads).enumerate() {
-            let verdict = if peek(burst, frame, header_len, head) {
+            let verdict = if !peek(burst, frame, header_len, head) {
+                Verdict::Drop(DropReason::ChainMalformed, RuleId::BUILT_IN)
+            } else if !sender.allow(head.vnet) {
+                Verdict::Drop(DropReason::VnetMalformed, RuleId::BUILT_IN)
+            } else {
                 bytes += u64::from(head.frame_len);
                 router::forward(&self.snapshot, &mut self.state, now, ingress, head, &mut NoTrace)
-            } else {
-                Verdict::Drop(DropReason::ChainMalformed, RuleId::BUILT_IN)
             };
             match verdict {
                 Verdict::Deliver(egress) | Verdict::Uplink(egress) => self.groups.push(i, egress),
