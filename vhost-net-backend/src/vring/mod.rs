@@ -13,7 +13,7 @@ mod chain;
 mod rx;
 mod split;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tx;
 
 use std::os::fd::OwnedFd;

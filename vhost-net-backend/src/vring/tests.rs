@@ -14,26 +14,26 @@ use crate::demo_guest::ring::{DriverRing, Layout, Segment};
 use crate::demo_guest::{Ram, ram};
 use crate::guest_memory::RegionSpec;
 
-const VERSION_1: u64 = 1 << 32;
+pub(crate) const VERSION_1: u64 = 1 << 32;
 const MERGE: u64 = 1 << 15;
 const EVENT_IDX: u64 = 1 << 29;
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 /// Where buffers begin, guest-physical.
-const BUFFERS: u64 = 0x10_0000;
+pub(crate) const BUFFERS: u64 = 0x10_0000;
 
 /// A ring, and the two sides of it.
-struct Bench {
+pub(crate) struct Bench {
     ram: Ram,
     memory: Arc<GuestMemory>,
-    driver: DriverRing,
+    pub(crate) driver: DriverRing,
     layout: Layout,
     features: u64,
 }
 
 impl Bench {
-    fn new(size: u16, features: u64, indirect: bool) -> Self {
+    pub(crate) fn new(size: u16, features: u64, indirect: bool) -> Self {
         let mut ram = Ram::new(4 << 20, false).unwrap();
         let start = ram.alloc(Layout::bytes(size, indirect), false).unwrap();
         let layout = Layout::at(start, size, indirect);
@@ -43,7 +43,7 @@ impl Bench {
         Self { ram, memory, driver, layout, features }
     }
 
-    fn setup(&self, base: u16, call: Option<OwnedFd>) -> RingSetup {
+    pub(crate) fn setup(&self, base: u16, call: Option<OwnedFd>) -> RingSetup {
         let Layout { size, desc, avail, used, .. } = self.layout;
         let (memory, features) = (Arc::clone(&self.memory), self.features);
         RingSetup { size, desc, avail, used, base, memory, features, kick: None, call }
@@ -78,6 +78,10 @@ impl Bench {
 
     fn used_idx(&self) -> u16 {
         self.ram.memory().read_obj(GuestAddress(self.layout.used + 2)).unwrap()
+    }
+
+    pub(crate) fn write(&self, addr: u64, bytes: &[u8]) {
+        self.ram.memory().write_slice(bytes, GuestAddress(addr)).unwrap();
     }
 
     fn read(&self, addr: u64, len: usize) -> Vec<u8> {
