@@ -6,6 +6,8 @@
 //! and left to epoll. When no source is active the worker sleeps; an idle daemon uses no CPU.
 
 mod source;
+#[cfg(test)]
+mod tests;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -136,17 +138,8 @@ pub struct Worker {
 /// # Errors
 /// No file descriptor or thread could be had.
 pub fn spawn(setup: WorkerSetup) -> std::io::Result<(WorkerHandle, JoinHandle<()>)> {
-    let (sender, commands) = unbounded();
-    let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    epoll::add(&epoll, &*wake, EventData::new_u64(WAKE), EventFlags::IN)?;
-    let handle = WorkerHandle { commands: sender, wake: Arc::clone(&wake) };
-    let WorkerSetup { index, cpu, poll, snapshot, ports, counters, uplink_events } = setup;
-    let datapath = Datapath::new(index, snapshot, Arc::clone(&ports), counters);
-    let next_advert = Instant::now() + ADVERTISE_EVERY;
-    let sources = Sources::default();
-    let worker =
-        Worker { index, poll, epoll, wake, commands, datapath, ports, sources, uplink_events, next_advert };
+    let (index, cpu) = (setup.index, setup.cpu);
+    let (handle, worker) = prepare(setup)?;
     let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
         if let Some(cpu) = cpu {
             pin(cpu);
@@ -154,6 +147,21 @@ pub fn spawn(setup: WorkerSetup) -> std::io::Result<(WorkerHandle, JoinHandle<()
         worker.run();
     })?;
     Ok((handle, thread))
+}
+
+fn prepare(setup: WorkerSetup) -> std::io::Result<(WorkerHandle, Worker)> {
+    let (sender, commands) = unbounded();
+    let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    epoll::add(&epoll, &*wake, EventData::new_u64(WAKE), EventFlags::IN)?;
+    let handle = WorkerHandle { commands: sender, wake: Arc::clone(&wake) };
+    let WorkerSetup { index, cpu: _, poll, snapshot, ports, counters, uplink_events } = setup;
+    let datapath = Datapath::new(index, snapshot, Arc::clone(&ports), counters);
+    let next_advert = Instant::now() + ADVERTISE_EVERY;
+    let sources = Sources::default();
+    let worker =
+        Worker { index, poll, epoll, wake, commands, datapath, ports, sources, uplink_events, next_advert };
+    Ok((handle, worker))
 }
 
 fn pin(cpu: usize) {
@@ -221,7 +229,7 @@ impl Worker {
                 },
             };
             moved += frames;
-            entry.quiet = if frames > 0 { 0 } else { entry.quiet + 1 };
+            entry.quiet = if frames > 0 { 0 } else { entry.quiet.saturating_add(1) };
             if entry.quiet > QUIET_ROUNDS && self.poll != Poll::Busy && !entry.arm() {
                 entry.active = false;
             }
