@@ -88,7 +88,7 @@ impl Device for PortDevice {
                 let _ = answer.recv();
             }
         } else if let Some(shared) = self.shared() {
-            shared.with_rx(pair, |rx| rx.enabled = enabled);
+            shared.with_rx(pair, |rx| rx.set_enabled(enabled));
         }
         if let Some(shared) = self.shared() {
             let mut status = lock(&shared.status);

@@ -12,6 +12,8 @@
 mod chain;
 mod rx;
 mod split;
+#[cfg(test)]
+pub(crate) mod tests;
 mod tx;
 
 use std::os::fd::OwnedFd;

@@ -1,11 +1,12 @@
 //! One split virtqueue: indices, publishing, notifications. Transmit and receive share it.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use super::{PortFault, RingError, RingSetup};
 use crate::guest_memory::RingMemory;
+use crate::sys;
 
 /// A running vring.
 #[derive(Debug)]
@@ -29,7 +30,7 @@ impl SplitRing {
     pub fn new(setup: &mut RingSetup) -> Result<Self, RingError> {
         let memory = RingMemory::new(&setup.memory, setup.size, setup.desc, setup.avail, setup.used)?;
         let next_used = memory.used_idx();
-        Ok(Self {
+        let ring = Self {
             memory,
             next_avail: setup.base,
             next_used,
@@ -37,7 +38,10 @@ impl SplitRing {
             event_idx: setup.has(VIRTIO_RING_F_EVENT_IDX),
             kick: setup.kick.take(),
             call: setup.call.take(),
-        })
+        };
+        // Whoever had the ring before may have died between showing used entries and signalling them.
+        ring.ring_call();
+        Ok(ring)
     }
 
     /// Entries.
@@ -52,7 +56,8 @@ impl SplitRing {
         self.next_avail
     }
 
-    /// The guest's kick, to wait on.
+    /// The guest's kick, to wait on (edge-triggered). Never to be read: the VMM can make it block, as O_NONBLOCK belongs
+    /// to the file description that we share, and a semaphore would stay readable for ever.
     #[must_use]
     pub fn kick(&self) -> Option<&OwnedFd> {
         self.kick.as_ref()
@@ -136,18 +141,9 @@ impl SplitRing {
         }
     }
 
-    /// Takes the kick back, so that waiting for the next one blocks.
-    pub fn clear_kick(&self) {
-        if let Some(kick) = &self.kick {
-            // Nothing to read is as good: the eventfd is non-blocking.
-            let _ = rustix::io::read(kick, &mut [0_u8; 8]);
-        }
-    }
-
     fn ring_call(&self) {
         if let Some(call) = &self.call {
-            // A full counter means that a signal is pending already.
-            let _ = rustix::io::write(call, &1_u64.to_ne_bytes());
+            sys::signal(call.as_fd());
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::os::fd::OwnedFd;
 
+use router::OffloadCaps;
+
 use super::chain::{Access, ChainError, walk};
 use super::{BURST, Burst, Frame, PortFault, RingError, RingSetup, SplitRing};
 use crate::guest_memory::GuestMemory;
@@ -16,6 +18,7 @@ const TX_USED_LEN: u32 = 0;
 pub struct TxRing {
     ring: SplitRing,
     header_len: u32,
+    sender: OffloadCaps,
 }
 
 impl TxRing {
@@ -24,7 +27,8 @@ impl TxRing {
     /// # Errors
     /// See [`RingError`].
     pub fn new(setup: &mut RingSetup) -> Result<Self, RingError> {
-        Ok(Self { ring: SplitRing::new(setup)?, header_len: setup.header_len() })
+        let sender = OffloadCaps::of_sender(setup.features);
+        Ok(Self { ring: SplitRing::new(setup)?, header_len: setup.header_len(), sender })
     }
 
     /// The ring itself, for notifications.
@@ -43,6 +47,12 @@ impl TxRing {
     #[must_use]
     pub fn header_len(&self) -> u32 {
         self.header_len
+    }
+
+    /// What the guest may leave to be done.
+    #[must_use]
+    pub fn sender(&self) -> OffloadCaps {
+        self.sender
     }
 
     /// Pops what there is, at most [`BURST`] frames. A malformed chain becomes a frame without buffers, so that it is
