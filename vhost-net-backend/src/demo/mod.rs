@@ -100,4 +100,10 @@ mod tests {
             assert_ne!(host("red", vm).mac, host("blue", vm).mac);
         }
     }
+
+    #[test]
+    fn every_check_passes_and_every_packet_is_accounted_for() {
+        let options = DemoOptions { bytes: 4 << 20, ..DemoOptions::default() };
+        assert!(run(&options).unwrap(), "the lines above say what failed");
+    }
 }
