@@ -1,0 +1,6 @@
+//! Cases to come.
+
+use super::Case;
+
+/// None yet.
+pub const CASES: &[Case] = &[];
