@@ -105,3 +105,36 @@ fn request_for(name: &str) -> io::Result<libc::ifreq> {
 fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+
+/// A thread, to interrupt what it waits in.
+#[derive(Clone, Copy, Debug)]
+pub struct ThreadId(libc::pid_t);
+
+impl ThreadId {
+    /// The calling thread.
+    #[must_use]
+    pub fn current() -> Self {
+        Self(rustix::thread::gettid().as_raw_nonzero().get())
+    }
+
+    /// Ends the system call that it waits in, with EINTR, once [`prepare_interrupts`] was called.
+    pub fn interrupt(self) {
+        // SAFETY: takes numbers only. A thread that has ended is not found; its number is used again long after.
+        unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), self.0, libc::SIGRTMIN()) };
+    }
+}
+
+/// Makes the signal of [`ThreadId::interrupt`] do nothing but interrupt.
+///
+/// # Errors
+/// The kernel refused.
+#[expect(clippy::as_conversions, reason = "libc has the handler's address as a number")]
+pub fn prepare_interrupts() -> io::Result<()> {
+    extern "C" fn nothing(_: libc::c_int) {}
+    let handler: extern "C" fn(libc::c_int) = nothing;
+    // SAFETY: all zeros is a legal sigaction: no flags, so no SA_RESTART.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = handler as *const () as libc::sighandler_t;
+    // SAFETY: `action` is whole, and the handler does nothing.
+    check(unsafe { libc::sigaction(libc::SIGRTMIN(), &raw const action, std::ptr::null_mut()) })
+}

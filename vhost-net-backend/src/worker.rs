@@ -20,8 +20,10 @@ use topology::Poll;
 
 use crate::counters::Counters;
 use crate::datapath::{Datapath, TxQueue};
+use crate::guest_memory;
 use crate::port::PortTable;
 use crate::uplink::{Tap, UplinkEvent};
+use crate::vring::PortFault;
 use source::{Source, Sources};
 
 /// How long a worker goes on polling after the last frame, before it sleeps.
@@ -129,6 +131,8 @@ pub struct Worker {
     sources: Sources,
     uplink_events: Sender<UplinkEvent>,
     next_advert: Instant,
+    /// Mappings of all guests that had died when we last looked whose they were.
+    deaths: u64,
 }
 
 /// Starts a worker's thread.
@@ -145,8 +149,19 @@ pub fn spawn(setup: WorkerSetup) -> std::io::Result<(WorkerHandle, JoinHandle<()
     let datapath = Datapath::new(index, snapshot, Arc::clone(&ports), counters);
     let next_advert = Instant::now() + ADVERTISE_EVERY;
     let sources = Sources::default();
-    let worker =
-        Worker { index, poll, epoll, wake, commands, datapath, ports, sources, uplink_events, next_advert };
+    let worker = Worker {
+        index,
+        poll,
+        epoll,
+        wake,
+        commands,
+        datapath,
+        ports,
+        sources,
+        uplink_events,
+        next_advert,
+        deaths: 0,
+    };
     let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
         if let Some(cpu) = cpu {
             pin(cpu);
@@ -171,6 +186,9 @@ impl Worker {
         loop {
             let now = Instant::now();
             let frames = self.service(now);
+            if guest_memory::deaths() != self.deaths {
+                self.bury();
+            }
             rounds = rounds.wrapping_add(1);
             if frames > 0 {
                 last_frame = now;
@@ -204,6 +222,7 @@ impl Worker {
                     Ok(frames) => frames,
                     Err(fault) => {
                         queue.enabled = false;
+                        queue.ring.ring().signal_error();
                         self.ports.get(queue.port.index()).inspect(|p| p.report_fault(&fault));
                         0
                     }
@@ -227,6 +246,15 @@ impl Worker {
             }
         }
         moved
+    }
+
+    /// Shuts the ports whose memory is gone: until their sessions have ended, their rings show zeros and no more.
+    #[cold]
+    fn bury(&mut self) {
+        self.deaths = guest_memory::deaths();
+        for port in self.ports.iter().filter(|port| port.memory_is_dead()) {
+            port.report_fault(&PortFault::MemoryGone);
+        }
     }
 
     /// Arms every active source; `true` when one of them has work after all.
@@ -299,7 +327,8 @@ impl Worker {
         self.datapath.forget_guest(port);
         let at = self.sources.free();
         if let Some(kick) = queue.ring.kick() {
-            self.watch(kick.as_fd(), at, port);
+            // By edges, so that a kick need not be read: the front end could make that block.
+            self.watch(kick.as_fd(), at, port, EventFlags::IN | EventFlags::ET);
         }
         // Active at once: whatever the guest queued before it knew us needs no kick (virtio 1.3, section 2.7.13.4).
         self.sources.put(at, Source::Guest(Box::new(queue)));
@@ -307,14 +336,14 @@ impl Worker {
 
     fn start_uplink(&mut self, port: PortId, tap: Tap) {
         let at = self.sources.free();
-        self.watch(tap.as_fd(), at, port);
+        self.watch(tap.as_fd(), at, port, EventFlags::IN);
         self.datapath.set_tap(port, Some(tap));
         self.sources.put(at, Source::Uplink { port, buffers: Tap::buffers() });
     }
 
-    fn watch(&self, fd: std::os::fd::BorrowedFd<'_>, at: usize, port: PortId) {
+    fn watch(&self, fd: std::os::fd::BorrowedFd<'_>, at: usize, port: PortId, flags: EventFlags) {
         let token = EventData::new_u64(u64::try_from(at).unwrap_or(WAKE));
-        if let Err(error) = epoll::add(&self.epoll, fd, token, EventFlags::IN) {
+        if let Err(error) = epoll::add(&self.epoll, fd, token, flags) {
             tracing::warn!(%error, port = port.0, "cannot wait for the port's notifications");
         }
     }

@@ -10,6 +10,7 @@
 //! [`PortFault`]: the vring stops until the front end starts it again.
 
 mod chain;
+mod notify;
 mod rx;
 mod split;
 mod tx;
@@ -20,6 +21,8 @@ use std::sync::Arc;
 use crate::guest_memory::GuestMemory;
 
 pub use chain::{Burst, Frame};
+pub use notify::Watchdog;
+pub(crate) use notify::notify;
 pub use rx::RxRing;
 pub use split::SplitRing;
 pub use tx::TxRing;
@@ -50,6 +53,8 @@ pub struct RingSetup {
     pub kick: Option<OwnedFd>,
     /// We signal this; none: the guest polls.
     pub call: Option<OwnedFd>,
+    /// We signal this when the vring stops by itself.
+    pub err: Option<OwnedFd>,
 }
 
 impl RingSetup {
@@ -92,4 +97,7 @@ pub enum PortFault {
         /// Entries.
         size: u16,
     },
+    /// The memory file was truncated, or has no memory to give.
+    #[error("a page of guest memory is gone")]
+    MemoryGone,
 }

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
+use super::notify::notify;
 use super::{PortFault, RingError, RingSetup};
 use crate::guest_memory::RingMemory;
 
@@ -19,6 +20,7 @@ pub struct SplitRing {
     event_idx: bool,
     kick: Option<OwnedFd>,
     call: Option<OwnedFd>,
+    err: Option<OwnedFd>,
 }
 
 impl SplitRing {
@@ -37,6 +39,7 @@ impl SplitRing {
             event_idx: setup.has(VIRTIO_RING_F_EVENT_IDX),
             kick: setup.kick.take(),
             call: setup.call.take(),
+            err: setup.err.take(),
         })
     }
 
@@ -58,11 +61,21 @@ impl SplitRing {
         self.kick.as_ref()
     }
 
+    /// Replaces the call eventfd; whoever does this on a thread that holds a lock tells the guest later.
+    pub fn replace_call(&mut self, call: Option<OwnedFd>) {
+        self.call = call;
+    }
+
     /// Replaces the call eventfd.
     pub fn set_call(&mut self, call: Option<OwnedFd>) {
         self.call = call;
         // A signal may have been due while there was nobody to signal.
         self.ring_call();
+    }
+
+    /// Tells the front end that the vring stopped by itself (vhost-user, "VHOST_USER_SET_VRING_ERR").
+    pub fn signal_error(&self) {
+        self.err.iter().for_each(notify);
     }
 
     /// How many chains the guest offers.
@@ -136,18 +149,7 @@ impl SplitRing {
         }
     }
 
-    /// Takes the kick back, so that waiting for the next one blocks.
-    pub fn clear_kick(&self) {
-        if let Some(kick) = &self.kick {
-            // Nothing to read is as good: the eventfd is non-blocking.
-            let _ = rustix::io::read(kick, &mut [0_u8; 8]);
-        }
-    }
-
     fn ring_call(&self) {
-        if let Some(call) = &self.call {
-            // A full counter means that a signal is pending already.
-            let _ = rustix::io::write(call, &1_u64.to_ne_bytes());
-        }
+        self.call.iter().for_each(notify);
     }
 }

@@ -42,7 +42,6 @@ impl Entry {
         self.quiet = 0;
         if let Source::Guest(queue) = &mut self.source {
             let ring = queue.ring.ring();
-            ring.clear_kick();
             ring.disarm();
         }
     }
