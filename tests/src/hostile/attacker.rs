@@ -370,6 +370,12 @@ impl Attacker {
         usize::try_from(ring).ok().and_then(|at| self.avail.get(at)).copied().unwrap_or_default()
     }
 
+    /// The avail index shown last.
+    #[must_use]
+    pub fn offered(&self, ring: u32) -> u16 {
+        self.next(ring)
+    }
+
     fn set_next(&mut self, ring: u32, next: u16) {
         usize::try_from(ring).ok().and_then(|at| self.avail.get_mut(at)).into_iter().for_each(|n| *n = next);
     }

@@ -259,7 +259,21 @@ impl Field {
         Ok(report.worst)
     }
 
-    fn silent_witness(&mut self) -> Result<()> {
+    /// The same guest memory for a second thread; its connection is the twin's own and says nothing.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn started_twin(&self, attacker: &Attacker) -> Result<Attacker> {
+        let mut twin = Attacker::connect(&self.socket())?;
+        twin.memory = attacker.memory.try_clone()?;
+        Ok(twin)
+    }
+
+    /// Empties the witness's receive ring.
+    ///
+    /// # Errors
+    /// The daemon broke it.
+    pub fn silent_witness(&mut self) -> Result<()> {
         while self.nic.receive()?.is_some() {}
         Ok(())
     }
