@@ -6,7 +6,7 @@ use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use rustix::event::{EventfdFlags, eventfd};
@@ -400,9 +400,16 @@ impl Attacker {
     /// # Errors
     /// It is not within a second.
     pub fn comes_back(&self, ring: u32, wanted: u16) -> Result<()> {
-        wait_for("the chain to come back", Duration::from_secs(1), || {
-            Ok((self.read16(used_at(ring) + 2)? == wanted).then_some(()))
-        })
+        let end = Instant::now() + Duration::from_secs(1);
+        while self.used(ring)? != wanted {
+            ensure!(
+                Instant::now() < end,
+                "the chain did not come back: {} used of {wanted}",
+                self.used(ring)?
+            );
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        Ok(())
     }
 
     /// The used index of a vring.

@@ -269,6 +269,21 @@ impl Field {
         Ok(twin)
     }
 
+    /// Gives the witness another card, with these features.
+    ///
+    /// # Errors
+    /// The daemon refuses it.
+    pub fn witness_with(&mut self, features: u64) -> Result<()> {
+        let path = self.daemon.run_dir().join("acme/witness.0.sock");
+        let fresh = || FakeNic::connect(&path, NicOptions::with_features(features));
+        // The port has one owner: a card that is nobody's takes the place until the old one is gone.
+        let spare = FakeNic::connect(&self.foreign_socket(), NicOptions::default())?;
+        drop(std::mem::replace(&mut self.nic, spare));
+        let nic = wait_for("the witness's port", READY, || Ok(fresh().ok()))?;
+        self.nic = nic;
+        Ok(())
+    }
+
     /// Empties the witness's receive ring.
     ///
     /// # Errors

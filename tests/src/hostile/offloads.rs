@@ -2,7 +2,9 @@
 
 use anyhow::{Result, ensure};
 use router::DropReason;
+use vhost_net_backend::demo_guest::nic::{LIKE_LINUX, PLAIN};
 
+use super::attacker::{Attacker, BUFFERS, Desc, OFFLOADS, TX};
 use super::frames::{IP, UDP, Vnet, tcp4, udp4, with, with4};
 use super::{Case, Field, Wanted};
 
@@ -48,12 +50,28 @@ pub const CASES: &[Case] = &[
     case("C57 gso_size 0", "segmentation into nothing: a division by zero", BAD, |f| {
         tso(f, Vnet { gso_size: 0, ..TSO })
     }),
-    case("C57 gso_size 1", "4000 segments of one byte", Wanted::Harmless, |f| {
-        tso(f, Vnet { gso_size: 1, ..TSO })
-    }),
+    case("C57 gso_size 1", "4000 segments of one byte", BAD, |f| tso(f, Vnet { gso_size: 1, ..TSO })),
     case("C57 gso_size 65535", "a segment larger than any packet", Wanted::Harmless, |f| {
         tso(f, Vnet { gso_size: 65535, ..TSO })
     }),
+    case(
+        "C57 gso_size 8, 64 large frames",
+        "half a million segments for a guest without TSO",
+        Wanted::Harmless,
+        |f| {
+            f.witness_with(PLAIN)?;
+            let mut attacker = Attacker::started(&f.socket(), OFFLOADS)?;
+            let frame = tcp4(f.attacked, f.witness, 60_000);
+            let bytes = [Vnet { gso_size: 8, ..TSO }.bytes(), frame].concat();
+            attacker.write(BUFFERS, &bytes)?;
+            attacker.descriptors(TX, 0, &[Desc::last(BUFFERS, u32::try_from(bytes.len())?, 0)])?;
+            for _ in 0..3 {
+                attacker.offer(TX, &[0; 64])?;
+                attacker.comes_back(TX, attacker.offered(TX))?;
+            }
+            f.witness_with(LIKE_LINUX)
+        },
+    ),
     case("C58 hdr_len 0", "a header of no bytes: recomputed", Wanted::Delivered, |f| {
         heard_tso(f, Vnet { hdr_len: 0, ..TSO })
     }),
@@ -73,7 +91,7 @@ pub const CASES: &[Case] = &[
         csum(f, Vnet { csum_start: 65535, csum_offset: 65535, ..CSUM })
     }),
     case("C59 checksum across the end", "its second byte is outside the frame", BAD, |f| {
-        csum(f, Vnet { csum_offset: 15, ..CSUM })
+        csum(f, Vnet { csum_offset: 18, ..CSUM })
     }),
     case("C60 unknown gso_type", "type 0x7f", BAD, |f| tso(f, Vnet { gso_type: 0x7f, ..TSO })),
     case("C60 ECN alone", "the ECN bit without a type", BAD, |f| tso(f, Vnet { gso_type: 0x80, ..TSO })),

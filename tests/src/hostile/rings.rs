@@ -312,16 +312,23 @@ pub const CASES: &[Case] = &[
             crate::wait::wait_for("a frame", SOON, || Ok((attacker.used(RX)? > 0).then_some(())))
         },
     ),
-    case("B56 bad chains for 300 ms", "a full ring of malformed chains, over and over", BAD, |f| {
-        let mut attacker = f.started()?;
-        attacker.descriptors(TX, 0, &[Desc::then(BUFFERS, 0, 0, 0)])?;
-        let end = std::time::Instant::now() + Duration::from_millis(300);
-        while std::time::Instant::now() < end {
-            let free = SIZE - attacker.offered(TX).wrapping_sub(attacker.used(TX)?);
-            attacker.offer(TX, &vec![0; usize::from(free)])?;
-        }
-        Ok(())
-    }),
+    case(
+        "B56 bad chains without end",
+        "a full ring of malformed chains, over and over",
+        Wanted::PortDies,
+        |f| {
+            let mut attacker = f.started()?;
+            attacker.descriptors(TX, 0, &[Desc::then(BUFFERS, 0, 0, 0)])?;
+            let end = std::time::Instant::now() + SOON;
+            while std::time::Instant::now() < end && !attacker.wire.is_closed() {
+                let free = SIZE - attacker.offered(TX).wrapping_sub(attacker.used(TX)?);
+                attacker.offer(TX, &vec![0; usize::from(free)])?;
+            }
+            attacker.error_signalled(TX)?;
+            attacker.wire.closes_within(SOON)?;
+            Ok(())
+        },
+    ),
 ];
 
 fn chain(field: &mut Field, descs: &[Desc]) -> Result<()> {

@@ -163,6 +163,15 @@ impl Wire {
         })
     }
 
+    /// Whether the daemon closed the connection already.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        let flags = rustix::event::PollFlags::RDHUP;
+        let mut fds = [rustix::event::PollFd::new(&self.stream, flags)];
+        rustix::event::poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
+    }
+
     /// Waits until the daemon closes the connection, at most for `limit`.
     ///
     /// # Errors

@@ -97,6 +97,9 @@ pub enum PortFault {
         /// Entries.
         size: u16,
     },
+    /// More malformed chains within a second than any mistake explains.
+    #[error("too many malformed descriptor chains")]
+    MalformedChains,
     /// The memory file was truncated, or has no memory to give.
     #[error("a page of guest memory is gone")]
     MemoryGone,

@@ -1,6 +1,7 @@
 //! A transmit vring: the guest's frames, a burst at a time.
 
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use super::chain::{Access, ChainError, walk};
 use super::{BURST, Burst, Frame, PortFault, RingError, RingSetup, SplitRing};
@@ -10,12 +11,17 @@ use crate::guest_memory::GuestMemory;
 ///
 /// Always zero: the device writes nothing into a transmit buffer (virtio 1.3, section 5.1.6.2).
 const TX_USED_LEN: u32 = 0;
+/// Malformed chains within a second after which the vring stops: no driver has so many by mistake.
+const MAX_MALFORMED: usize = 10_000;
 
 /// A running transmit vring. Its memory is kept beside it, by whoever pops: a [`Burst`] borrows from that.
 #[derive(Debug)]
 pub struct TxRing {
     ring: SplitRing,
     header_len: u32,
+    /// Malformed chains, and the second that they came in.
+    malformed: usize,
+    second: Option<Instant>,
 }
 
 impl TxRing {
@@ -24,7 +30,7 @@ impl TxRing {
     /// # Errors
     /// See [`RingError`].
     pub fn new(setup: &mut RingSetup) -> Result<Self, RingError> {
-        Ok(Self { ring: SplitRing::new(setup)?, header_len: setup.header_len() })
+        Ok(Self { ring: SplitRing::new(setup)?, header_len: setup.header_len(), malformed: 0, second: None })
     }
 
     /// The ring itself, for notifications.
@@ -74,6 +80,22 @@ impl TxRing {
             self.ring.next_avail = self.ring.next_avail.wrapping_add(1);
         }
         Ok(())
+    }
+
+    /// Counts the malformed chains of a burst that is completed.
+    ///
+    /// # Errors
+    /// There were too many: the guest is broken, or wants to keep us busy.
+    pub fn judge(&mut self, burst: &Burst<'_>, now: Instant) -> Result<(), PortFault> {
+        let malformed = burst.frames.iter().filter(|frame| frame.count == 0).count();
+        if malformed == 0 {
+            return Ok(());
+        }
+        if self.second.is_none_or(|second| now.duration_since(second) >= Duration::from_secs(1)) {
+            (self.second, self.malformed) = (Some(now), 0);
+        }
+        self.malformed += malformed;
+        if self.malformed > MAX_MALFORMED { Err(PortFault::MalformedChains) } else { Ok(()) }
     }
 
     /// Gives every chain of the burst back and shows that to the guest.
