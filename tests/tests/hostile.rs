@@ -16,14 +16,19 @@ fn nobody_is_hurt() -> Result<()> {
     let mut field = Field::new()?;
     let mut failed = Vec::new();
     let mut count = 0;
-    println!("{:<44} {:<30} {:<8} {:>6}  meaning", "case", "wanted", "result", "ms");
+    println!(
+        "{:<42} {:<28} {:<7} {:>6} {:>6} {:>6}  meaning",
+        "case", "wanted", "result", "ms", "fresh", "worst"
+    );
     for case in cases().filter(|case| case.name.contains(&only)) {
         let start = Instant::now();
         let result = field.run(case);
         let millis = start.elapsed().as_millis();
+        let (word, cost) = result.as_ref().map_or(("FAILED", Default::default()), |cost| ("ok", *cost));
+        let [fresh, worst] = [cost.fresh, cost.worst].map(|time| time.as_millis());
+        let (name, wanted, meaning) = (case.name, case.wanted.to_string(), case.meaning);
+        println!("{name:<42} {wanted:<28} {word:<7} {millis:>6} {fresh:>6} {worst:>6}  {meaning}");
         count += 1;
-        let word = if result.is_ok() { "ok" } else { "FAILED" };
-        println!("{:<44} {:<30} {word:<8} {millis:>6}  {}", case.name, case.wanted.to_string(), case.meaning);
         if let Err(error) = result {
             println!("    {error:#}");
             failed.push(case.name);

@@ -236,7 +236,9 @@ impl Attacker {
     pub fn done(&self, code: u32, payload: &[u8]) -> Result<()> {
         match self.wire.ask(code, payload, &[])? {
             Answer::Done => Ok(()),
-            other => bail!("request {code} should be obeyed: {other:?}"),
+            other @ (Answer::Refused | Answer::Payload(_) | Answer::Closed) => {
+                bail!("request {code} should be obeyed: {other:?}")
+            }
         }
     }
 
@@ -247,7 +249,9 @@ impl Attacker {
     pub fn refused(&self, code: u32, payload: &[u8]) -> Result<()> {
         match self.wire.ask(code, payload, &[])? {
             Answer::Refused | Answer::Closed => Ok(()),
-            other => bail!("request {code} should be refused: {other:?}"),
+            other @ (Answer::Done | Answer::Payload(_)) => {
+                bail!("request {code} should be refused: {other:?}")
+            }
         }
     }
 
@@ -258,7 +262,9 @@ impl Attacker {
     pub fn refused_fd(&self, code: u32, payload: &[u8], fd: &impl std::os::fd::AsFd) -> Result<()> {
         match self.wire.ask(code, payload, &[fd.as_fd()])? {
             Answer::Refused | Answer::Closed => Ok(()),
-            other => bail!("request {code} should be refused: {other:?}"),
+            other @ (Answer::Done | Answer::Payload(_)) => {
+                bail!("request {code} should be refused: {other:?}")
+            }
         }
     }
 

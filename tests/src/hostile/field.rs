@@ -22,6 +22,15 @@ const READY: Duration = Duration::from_secs(1);
 /// No frame of the innocent may take longer.
 const STALL: Duration = Duration::from_millis(500);
 
+/// What a case cost the others.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cost {
+    /// Until a fresh guest had exchanged a frame on the attacked port.
+    pub fresh: Duration,
+    /// The longest way of a frame between the innocent.
+    pub worst: Duration,
+}
+
 /// What the daemon holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Holdings {
@@ -159,6 +168,16 @@ impl Field {
         Ok(stats::port(all, "acme", "mallory")?.drops(reason.name()))
     }
 
+    /// Drops at the attacked port by reason, for a failure's message.
+    fn drops_since(&self, before: &Value) -> String {
+        let drops = |all: &Value, reason| self.drops(all, reason).unwrap_or_default();
+        let Ok(now) = self.daemon.stats() else { return "the daemon does not answer".to_owned() };
+        let moved = router::DropReason::ALL
+            .iter()
+            .map(|&reason| (reason.name(), drops(&now, reason) - drops(before, reason)));
+        moved.filter(|(_, count)| *count > 0).map(|(name, count)| format!("{name} {count} ")).collect()
+    }
+
     /// Sends one frame from an attacker of its own.
     ///
     /// # Errors
@@ -235,17 +254,18 @@ impl Field {
     ///
     /// # Errors
     /// What was not as it must be.
-    pub fn run(&mut self, case: &Case) -> Result<Duration> {
+    pub fn run(&mut self, case: &Case) -> Result<Cost> {
         self.silent_witness()?;
         let before = self.daemon.stats()?;
-        (case.attack)(self)?;
+        let attacked = (case.attack)(self);
+        attacked.with_context(|| format!("drops: {}", self.drops_since(&before)))?;
         self.daemon.still_runs()?;
         if let Wanted::Dropped(reason) = case.wanted {
             let (before, now) = (self.drops(&before, reason)?, self.daemon.stats()?);
             let drops = stats::port(&now, "acme", "mallory")?;
             ensure!(drops.drops(reason.name()) > before, "{} did not move: {drops:?}", reason.name());
         }
-        self.fresh_guest()?;
+        let fresh = self.fresh_guest()?;
         let report = self.innocents.report()?;
         ensure!(report.lost == 0 && report.disordered == 0, "the innocent lost frames: {report:?}");
         ensure!(report.strangers == 0, "the innocent heard others: {report:?}");
@@ -256,7 +276,7 @@ impl Field {
             Ok((self.holdings()? == before).then_some(()))
         });
         restored.with_context(|| format!("before {before:?}, now {:?}", self.holdings()))?;
-        Ok(report.worst)
+        Ok(Cost { fresh, worst: report.worst })
     }
 
     /// The same guest memory for a second thread; its connection is the twin's own and says nothing.

@@ -166,7 +166,7 @@ pub const CASES: &[Case] = &[
     case("D67 20 extension headers", "more than are walked", dropped(Ipv6Extension), |f| {
         drop_of(f, |f| {
             let mut headers = [60, 0, 1, 4, 0, 0, 0, 0].repeat(14);
-            headers.iter_mut().nth(13 * 8).into_iter().for_each(|next| *next = 17);
+            headers.get_mut(13 * 8).into_iter().for_each(|next| *next = 17);
             extended(f, 60, &headers)
         })
     }),
