@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{Case, Field, Wanted};
+use super::{Case, Field, Wanted, case};
 use crate::daemon::binary;
 use crate::wait::wait_for;
 
@@ -16,15 +16,6 @@ use crate::wait::wait_for;
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Whatever is wrong with a file is said by then.
 const CHECK: Duration = Duration::from_secs(5);
-
-const fn case(
-    name: &'static str,
-    meaning: &'static str,
-    wanted: Wanted,
-    attack: fn(&mut Field) -> Result<()>,
-) -> Case {
-    Case { name, meaning, wanted, attack }
-}
 
 /// The cases.
 pub const CASES: &[Case] = &[

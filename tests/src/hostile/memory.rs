@@ -11,19 +11,10 @@ use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, fallocate, ftruncate,
 use super::attacker::{Attacker, BUFFERS, Desc, MEMORY, RX, TX, USER, addresses, memfd, region};
 use super::frames::udp4;
 use super::wire::{Answer, request, u32s, u64s};
-use super::{Case, Field, Wanted};
+use super::{Case, Field, Wanted, case};
 
 const SOON: Duration = Duration::from_secs(1);
 const PAGE: u64 = 4096;
-
-const fn case(
-    name: &'static str,
-    meaning: &'static str,
-    wanted: Wanted,
-    attack: fn(&mut Field) -> Result<()>,
-) -> Case {
-    Case { name, meaning, wanted, attack }
-}
 
 /// The cases.
 pub const CASES: &[Case] = &[

@@ -19,6 +19,7 @@ pub mod offloads;
 pub mod packets;
 pub mod protocol;
 pub mod rings;
+pub mod spoofs;
 pub mod vrings;
 pub mod wire;
 
@@ -57,6 +58,15 @@ pub struct Case {
     pub attack: fn(&mut Field) -> Result<()>,
 }
 
+const fn case(
+    name: &'static str,
+    meaning: &'static str,
+    wanted: Wanted,
+    attack: fn(&mut Field) -> Result<()>,
+) -> Case {
+    Case { name, meaning, wanted, attack }
+}
+
 impl std::fmt::Display for Wanted {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -72,13 +82,14 @@ impl std::fmt::Display for Wanted {
 
 /// Every case, in the order of the list.
 pub fn cases() -> impl Iterator<Item = &'static Case> {
-    let sections: [&[Case]; 7] = [
+    let sections: [&[Case]; 8] = [
         protocol::CASES,
         memory::CASES,
         vrings::CASES,
         rings::CASES,
         offloads::CASES,
         packets::CASES,
+        spoofs::CASES,
         control::CASES,
     ];
     sections.into_iter().flatten()

@@ -6,7 +6,7 @@ use vhost_net_backend::demo_guest::nic::{LIKE_LINUX, PLAIN};
 
 use super::attacker::{Attacker, BUFFERS, Desc, OFFLOADS, TX};
 use super::frames::{IP, UDP, Vnet, tcp4, udp4, with, with4};
-use super::{Case, Field, Wanted};
+use super::{Case, Field, Wanted, case};
 
 const BAD: Wanted = Wanted::Dropped(DropReason::VnetMalformed);
 /// Offset of the TCP header's checksum field in it, and of UDP's.
@@ -14,15 +14,6 @@ const TCP_CHECKSUM: u16 = 16;
 const UDP_CHECKSUM: u16 = 6;
 /// Where layer 4 starts behind an IPv4 header without options.
 const LAYER4: u16 = 34;
-
-const fn case(
-    name: &'static str,
-    meaning: &'static str,
-    wanted: Wanted,
-    attack: fn(&mut Field) -> Result<()>,
-) -> Case {
-    Case { name, meaning, wanted, attack }
-}
 
 /// A TSO frame's header as a decent guest writes it.
 const TSO: Vnet = Vnet {

@@ -9,21 +9,12 @@ use vhost_net_backend::demo_guest::{FakeNic, NicOptions};
 
 use super::attacker::{Attacker, FEATURES, MEMORY, PROTOCOL, USER, event, region};
 use super::wire::{Answer, MAX_FDS, NEED_REPLY, REPLY, VERSION, request, u32s, u64s};
-use super::{Case, Field, Wanted};
+use super::{Case, Field, Wanted, case};
 
 /// The port must have died by then.
 const SOON: Duration = Duration::from_secs(1);
 /// The daemon's patience with one message, and some.
 const PATIENCE: Duration = Duration::from_secs(7);
-
-const fn case(
-    name: &'static str,
-    meaning: &'static str,
-    wanted: Wanted,
-    attack: fn(&mut Field) -> Result<()>,
-) -> Case {
-    Case { name, meaning, wanted, attack }
-}
 
 /// The cases.
 pub const CASES: &[Case] = &[

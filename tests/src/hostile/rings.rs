@@ -12,20 +12,11 @@ use super::attacker::{
 use super::frames::udp4;
 use super::memory::to_attacked;
 use super::wire::{Answer, request, u32s};
-use super::{Case, Field, Wanted};
+use super::{Case, Field, Wanted, case};
 
 const SOON: Duration = Duration::from_secs(1);
 const BAD: Wanted = Wanted::Dropped(DropReason::ChainMalformed);
 const SHORT: Wanted = Wanted::Dropped(DropReason::FrameTooShort);
-
-const fn case(
-    name: &'static str,
-    meaning: &'static str,
-    wanted: Wanted,
-    attack: fn(&mut Field) -> Result<()>,
-) -> Case {
-    Case { name, meaning, wanted, attack }
-}
 
 /// The cases.
 pub const CASES: &[Case] = &[

@@ -15,19 +15,10 @@ use super::attacker::{
 use super::frames::udp4;
 use super::memory::to_attacked;
 use super::wire::{Answer, request, u32s, u64s};
-use super::{Case, Field, Wanted};
+use super::{Case, Field, Wanted, case};
 
 /// The highest counter of an eventfd: one more blocks.
 const FULL: u64 = u64::MAX - 1;
-
-const fn case(
-    name: &'static str,
-    meaning: &'static str,
-    wanted: Wanted,
-    attack: fn(&mut Field) -> Result<()>,
-) -> Case {
-    Case { name, meaning, wanted, attack }
-}
 
 /// The cases.
 pub const CASES: &[Case] = &[
