@@ -102,6 +102,14 @@ impl Daemon {
         Ok(())
     }
 
+    /// Fails if it has ended.
+    ///
+    /// # Errors
+    /// With its log.
+    pub fn still_runs(&mut self) -> Result<()> {
+        self.process.still_runs()
+    }
+
     /// All that it logged.
     #[must_use]
     pub fn log(&self) -> String {

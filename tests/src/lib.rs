@@ -9,6 +9,7 @@
 pub mod capture;
 pub mod daemon;
 pub mod guest;
+pub mod hostile;
 pub mod iperf;
 pub mod netns;
 pub mod pcap;

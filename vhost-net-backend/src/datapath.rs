@@ -129,6 +129,7 @@ impl Datapath {
         self.deliver(*port, &burst, ring.header_len());
         ring.complete(&burst);
         self.publish();
+        ring.judge(&burst, now)?;
         Ok(burst.frames.len())
     }
 

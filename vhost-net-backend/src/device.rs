@@ -8,7 +8,8 @@ use router::PortId;
 
 use crate::datapath::TxQueue;
 use crate::port::{Device, Negotiated, Peer, PortShared, PortTable, RingStatus, lock};
-use crate::vring::{RingError, RingSetup, RxRing, TxRing};
+use crate::vhost_user::Hangup;
+use crate::vring::{RingError, RingSetup, RxRing, TxRing, notify};
 use crate::worker::{Command, WorkerHandle};
 
 /// The [`Device`] of one connected VMM.
@@ -22,12 +23,20 @@ pub struct PortDevice {
 impl PortDevice {
     /// For a VMM that has just connected.
     #[must_use]
-    pub fn new(port: PortId, peer: Peer, ports: PortTable, workers: Arc<[WorkerHandle]>) -> Self {
+    pub fn new(
+        port: PortId,
+        peer: Peer,
+        hangup: Option<Hangup>,
+        ports: PortTable,
+        workers: Arc<[WorkerHandle]>,
+    ) -> Self {
         let device = Self { port, ports, workers };
         if let Some(shared) = device.shared() {
             let mut status = lock(&shared.status);
             status.peer = Some(peer);
             status.connects += 1;
+            drop(status);
+            shared.set_hangup(hangup);
         }
         device
     }
@@ -60,6 +69,7 @@ impl PortDevice {
 impl Device for PortDevice {
     fn start(&mut self, index: usize, mut setup: RingSetup, enabled: bool) -> Result<(), RingError> {
         let (pair, is_tx, size) = (index / 2, index % 2 == 1, setup.size);
+        self.shared().ok_or(RingError::Worker)?.set_memory(&setup.memory);
         if is_tx {
             let ring = TxRing::new(&mut setup)?;
             let queue = TxQueue { port: self.port, pair, memory: setup.memory, ring, enabled };
@@ -103,7 +113,11 @@ impl Device for PortDevice {
                 worker.send(Command::SetCall { port: self.port, pair, call });
             }
         } else if let Some(shared) = self.shared() {
-            shared.with_rx(pair, |rx| rx.ring().set_call(call));
+            let copy = call.as_ref().and_then(|call| call.try_clone().ok());
+            shared.with_rx(pair, |rx| rx.ring().replace_call(call));
+            // A signal may have been due while there was nobody to signal. Not under the ring's lock: the front end
+            // could make this wait.
+            copy.iter().for_each(notify);
         }
     }
 
@@ -121,6 +135,8 @@ impl Drop for PortDevice {
             status.peer = None;
             status.rings.clear();
             status.negotiated = Negotiated::default();
+            drop(status);
+            shared.set_hangup(None);
         }
     }
 }

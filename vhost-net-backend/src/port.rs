@@ -1,13 +1,14 @@
 //! What sessions, workers and control share about each port.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use router::{DropReason, OffloadCaps, PortId, VnetHeader};
 use serde::{Deserialize, Serialize};
 
 use crate::egress::Egress;
-use crate::guest_memory::GuestSlice;
+use crate::guest_memory::{GuestMemory, GuestSlice};
+use crate::vhost_user::Hangup;
 use crate::vring::{PortFault, RingError, RingSetup, RxRing};
 
 /// What a vhost-user session asks of the rest of the daemon. The packet path implements it for real ports, tests with a list.
@@ -94,8 +95,17 @@ pub struct PortShared {
     pub is_uplink: bool,
     /// Control's view.
     pub status: Mutex<PortStatus>,
+    /// The connected VMM, to be hung up on when a ring or its memory is at fault.
+    link: Mutex<Link>,
     /// Receive vrings, by queue pair.
     rx: Vec<Mutex<Option<RxRing>>>,
+}
+
+/// What a fault needs of the connection.
+#[derive(Debug, Default)]
+struct Link {
+    hangup: Option<Hangup>,
+    memory: Weak<GuestMemory>,
 }
 
 /// All ports, by [`PortId`].
@@ -106,7 +116,7 @@ impl PortShared {
     #[must_use]
     pub fn new(id: PortId, name: String, pairs: Option<u16>) -> Self {
         let rx = (0..pairs.unwrap_or(0)).map(|_| Mutex::new(None)).collect();
-        Self { id, name, is_uplink: pairs.is_none(), status: Mutex::default(), rx }
+        Self { id, name, is_uplink: pairs.is_none(), status: Mutex::default(), link: Mutex::default(), rx }
     }
 
     /// The receive vring that `worker` puts its frames into: its own where there is one for each worker, else the next
@@ -127,18 +137,40 @@ impl PortShared {
             let Some(rx) = slot.as_mut() else { continue };
             rx.finish(worker);
             if let Some(fault) = rx.fault.take() {
+                rx.ring().signal_error();
                 drop(slot);
                 self.report_fault(&fault);
             }
         }
     }
 
-    /// Notes that a vring stopped by itself.
+    /// A VMM came (or went, without `hangup`).
+    pub fn set_hangup(&self, hangup: Option<Hangup>) {
+        *lock(&self.link) = Link { hangup, memory: Weak::new() };
+    }
+
+    /// The guest's memory is this from now on.
+    pub fn set_memory(&self, memory: &Arc<GuestMemory>) {
+        lock(&self.link).memory = Arc::downgrade(memory);
+    }
+
+    /// Whether the connected guest's memory lost a page.
+    #[must_use]
+    pub fn memory_is_dead(&self) -> bool {
+        let memory = lock(&self.link).memory.upgrade();
+        memory.is_some_and(|memory| memory.is_dead())
+    }
+
+    /// Notes that a vring stopped by itself, and ends the connection: the next VMM finds the port free.
     #[cold]
     pub fn report_fault(&self, fault: &PortFault) {
         let mut status = lock(&self.status);
         status.faults += 1;
         status.last_error = Some(fault.to_string());
+        drop(status);
+        if let Some(hangup) = &lock(&self.link).hangup {
+            hangup.hang_up();
+        }
     }
 
     /// Puts a receive vring in place; the one before is gone.

@@ -22,8 +22,10 @@ use topology::Poll;
 
 use crate::counters::Counters;
 use crate::datapath::{Datapath, TxQueue};
+use crate::guest_memory;
 use crate::port::PortTable;
 use crate::uplink::{Tap, UplinkEvent};
+use crate::vring::PortFault;
 use source::{Source, Sources};
 
 /// How long a worker goes on polling after the last frame, before it sleeps.
@@ -131,6 +133,8 @@ pub struct Worker {
     sources: Sources,
     uplink_events: Sender<UplinkEvent>,
     next_advert: Instant,
+    /// Mappings of all guests that had died when we last looked whose they were.
+    deaths: u64,
 }
 
 /// Starts a worker's thread.
@@ -159,8 +163,19 @@ fn prepare(setup: WorkerSetup) -> std::io::Result<(WorkerHandle, Worker)> {
     let datapath = Datapath::new(index, snapshot, Arc::clone(&ports), counters);
     let next_advert = Instant::now() + ADVERTISE_EVERY;
     let sources = Sources::default();
-    let worker =
-        Worker { index, poll, epoll, wake, commands, datapath, ports, sources, uplink_events, next_advert };
+    let worker = Worker {
+        index,
+        poll,
+        epoll,
+        wake,
+        commands,
+        datapath,
+        ports,
+        sources,
+        uplink_events,
+        next_advert,
+        deaths: 0,
+    };
     Ok((handle, worker))
 }
 
@@ -179,6 +194,9 @@ impl Worker {
         loop {
             let now = Instant::now();
             let frames = self.service(now);
+            if guest_memory::deaths() != self.deaths {
+                self.bury();
+            }
             rounds = rounds.wrapping_add(1);
             if frames > 0 {
                 last_frame = now;
@@ -212,6 +230,7 @@ impl Worker {
                     Ok(frames) => frames,
                     Err(fault) => {
                         queue.enabled = false;
+                        queue.ring.ring().signal_error();
                         self.ports.get(queue.port.index()).inspect(|p| p.report_fault(&fault));
                         0
                     }
@@ -235,6 +254,15 @@ impl Worker {
             }
         }
         moved
+    }
+
+    /// Shuts the ports whose memory is gone: until their sessions have ended, their rings show zeros and no more.
+    #[cold]
+    fn bury(&mut self) {
+        self.deaths = guest_memory::deaths();
+        for port in self.ports.iter().filter(|port| port.memory_is_dead()) {
+            port.report_fault(&PortFault::MemoryGone);
+        }
     }
 
     /// Arms every active source; `true` when one of them has work after all.

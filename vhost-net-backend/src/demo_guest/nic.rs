@@ -511,10 +511,11 @@ fn take_frame(
     header_len: usize,
     mergeable: bool,
 ) -> Result<Option<(VnetHeader, Vec<u8>)>, GuestError> {
-    let used = vring.ring.pending()?;
     let Some(first) = vring.ring.pop_used()? else {
         return Ok(None);
     };
+    // Looked at after the first one is there: all buffers of a frame are shown at once.
+    let used = vring.ring.pending()?.saturating_add(1);
     let mut bytes = vec![0; usize::try_from(first.len.min(vring.buffer_len)).unwrap_or_default()];
     ram.memory().read_slice(&mut bytes, GuestAddress(vring.buffer(first.head)))?;
     let Some(legacy) = bytes.first_chunk().filter(|_| bytes.len() >= header_len) else {

@@ -4,10 +4,14 @@
 use std::fs::File;
 use std::ptr::NonNull;
 
-use rustix::fs::{FileType, fstat};
+use rustix::fs::{FileType, fstat, fstatfs};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
+use super::bus_error::Watched;
 use super::{GuestSlice, MemoryError};
+
+/// File systems whose pages are memory (statfs(2)): tmpfs, where memfds are, and hugetlbfs.
+const IN_MEMORY: [i64; 2] = [0x0102_1994, 0x9584_58f6];
 
 /// A region of a file, mapped shared, read and write. Unmapped on drop.
 #[derive(Debug)]
@@ -15,6 +19,8 @@ pub(super) struct Mapping {
     /// What the kernel gave us: aligned to the file's page size.
     base: NonNull<u8>,
     mapped: usize,
+    /// Given back before the mapping goes.
+    watched: Option<Watched>,
     /// Where the region starts in it.
     delta: usize,
     size: u64,
@@ -34,6 +40,10 @@ impl Mapping {
         let file_len = if regular { u64::try_from(stat.st_size).unwrap_or(0) } else { 0 };
         let end = offset.checked_add(size).filter(|end| *end <= file_len);
         let end = end.ok_or(MemoryError::File { guest_phys, file_len })?;
+        let file_system = fstatfs(file).map_err(|e| MemoryError::Map(e.into()))?.f_type;
+        if !IN_MEMORY.contains(&file_system) {
+            return Err(MemoryError::FileSystem(guest_phys));
+        }
         let shape = || MemoryError::Shape(guest_phys);
         let page =
             u64::try_from(stat.st_blksize).ok().filter(|p| p.is_power_of_two()).unwrap_or(4096).max(4096);
@@ -49,7 +59,14 @@ impl Mapping {
         let base = unsafe { mmap(std::ptr::null_mut(), mapped, prot, flags, file, start) };
         let base = base.map_err(|e| MemoryError::Map(e.into()))?;
         let base = NonNull::new(base.cast()).ok_or_else(shape)?;
-        Ok(Self { base, mapped, delta, size })
+        let page = usize::try_from(page).map_err(|_| shape())?;
+        let watched = Some(Watched::new(base.addr().get(), mapped, page));
+        Ok(Self { base, mapped, watched, delta, size })
+    }
+
+    /// Whether a page of it is gone.
+    pub(super) fn is_dead(&self) -> bool {
+        self.watched.as_ref().is_some_and(Watched::is_dead)
     }
 
     /// `len` bytes from `offset`; the caller checked that they are inside the region, and a mistake yields an empty slice.
@@ -65,6 +82,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        self.watched = None;
         // SAFETY: exactly the range that `mmap` returned; slices borrow from `self`, so none is left.
         let _ = unsafe { munmap(self.base.as_ptr().cast(), self.mapped) };
     }

@@ -10,8 +10,11 @@
 //! A [`GuestMemory`] never changes. A new memory table makes a new one that shares the mappings that stay, so a
 //! burst in flight keeps what it uses until it is done. Slices borrow from it and cannot outlive the mapping.
 //!
+//! A region whose file was truncated behind our back is dead (`bus_error`); whoever works on it finds zeros.
+//!
 //! Limits: regions are at most [`MAX_REGIONS`]; a region must be wholly inside its file when it is mapped.
 
+mod bus_error;
 mod host;
 mod mapping;
 mod ring;
@@ -22,6 +25,7 @@ use std::sync::Arc;
 
 use mapping::Mapping;
 
+pub use bus_error::deaths;
 pub use host::HostBuffer;
 pub use ring::{Descriptor, RingMemory};
 pub use slice::GuestSlice;
@@ -58,6 +62,9 @@ pub enum MemoryError {
         /// Size of the file, bytes; 0 when it is not a regular file.
         file_len: u64,
     },
+    /// Its pages would come from something slower than memory, and whoever waits for one serves others too.
+    #[error("memory region at {0:#x} is not of a file in memory (tmpfs or hugetlbfs)")]
+    FileSystem(u64),
     /// Collides with another region in guest-physical or user addresses.
     #[error("memory region at {0:#x} overlaps another one")]
     Overlap(u64),
@@ -157,6 +164,12 @@ impl GuestMemory {
     #[must_use]
     pub fn exact(&self, addr: u64, len: u32) -> Option<GuestSlice<'_>> {
         self.slice(addr, len).filter(|s| s.len() == len)
+    }
+
+    /// Whether a page of it is gone: its file was truncated, or has no memory to give.
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        self.regions.iter().any(|r| r.mapping.is_dead())
     }
 
     /// Number of regions.

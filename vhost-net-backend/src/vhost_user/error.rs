@@ -67,6 +67,9 @@ pub enum SessionError {
     /// The file is another tenant's guest memory.
     #[error("the memory file is in use by another tenant")]
     ForeignMemory,
+    /// The memory file was truncated, or has no memory to give.
+    #[error("a page of guest memory is gone")]
+    MemoryGone,
     /// The ring could not be started.
     #[error("{0}")]
     Ring(#[from] RingError),

@@ -36,6 +36,7 @@ pub(super) struct Ring {
     /// There while the ring is started.
     pub(super) kick: Option<Kick>,
     call: Option<OwnedFd>,
+    err: Option<OwnedFd>,
     enabled: Option<bool>,
     /// Whether the device has it: started, and its areas are in guest memory.
     running: bool,
@@ -158,10 +159,11 @@ impl Session {
         Ok(())
     }
 
-    /// The descriptor is checked and closed: a ring that breaks ends the connection, which the front end cannot miss.
+    /// Signalled when the ring stops by itself. It takes effect when the ring is started.
     pub(super) fn set_vring_err(&mut self, index: u64, fds: Vec<OwnedFd>) -> Result<(), SessionError> {
-        self.ring_index(index)?;
-        fds.into_iter().try_for_each(|fd| eventfd::accept(fd).map(drop))
+        let index = self.ring_index(index)?;
+        self.ring(index)?.err = fds.into_iter().next().map(eventfd::accept).transpose()?;
+        Ok(())
     }
 
     /// Stops the ring; the base is exact, and what was set up with it is forgotten but its size, addresses and enabling.
@@ -175,6 +177,7 @@ impl Session {
         let ring = self.ring(index)?;
         ring.kick = None;
         ring.call = None;
+        ring.err = None;
         let number = u32::try_from(index).unwrap_or_default();
         let state = [number, u32::from(ring.base)];
         Ok(Answer::Payload(state.into_iter().flat_map(u32::to_ne_bytes).collect()))
@@ -226,8 +229,9 @@ impl Session {
             Some(Kick::Poll) => None,
             None => return Err(SessionError::Missing("kick", index)),
         };
-        let (base, call, memory) = (ring.base, copy(ring.call.as_ref())?, self.memory.clone());
-        let setup = RingSetup { size, desc, avail, used, base, memory, features, kick, call };
+        let (call, err) = (copy(ring.call.as_ref())?, copy(ring.err.as_ref())?);
+        let (base, memory) = (ring.base, self.memory.clone());
+        let setup = RingSetup { size, desc, avail, used, base, memory, features, kick, call, err };
         device.start(index, setup, self.is_enabled(index))?;
         self.ring(index)?.running = true;
         Ok(())

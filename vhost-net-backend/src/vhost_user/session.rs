@@ -100,6 +100,9 @@ impl Session {
         let answers = request.as_ref().is_ok_and(has_answer);
         let done = request.and_then(|request| self.obey(request, fds, device));
         self.tell(device);
+        if self.memory.is_dead() {
+            return Outcome::Close(SessionError::MemoryGone);
+        }
         let ack = header.need_reply && (acks_before || self.acks());
         match done {
             Ok(Answer::Payload(payload)) => Outcome::Done(Some(header.reply(&payload))),

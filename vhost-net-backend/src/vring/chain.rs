@@ -8,6 +8,8 @@ use crate::guest_memory::{Descriptor, GuestMemory, GuestSlice, RingMemory};
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
+/// Most descriptors of a chain, so that one without bytes is no endless work.
+const LONGEST: u16 = 1024;
 /// Bytes of a descriptor in an indirect table.
 const DESCRIPTOR: u32 = 16;
 
@@ -82,7 +84,7 @@ pub(super) fn walk<'m, const N: usize>(
 ) -> Result<u32, ChainError> {
     let mut total = 0;
     let mut index = head;
-    for _ in 0..ring.size() {
+    for _ in 0..ring.size().min(LONGEST) {
         let descriptor = ring.descriptor(index).ok_or(ChainError::Malformed)?;
         if descriptor.flags & INDIRECT != 0 {
             return walk_table(memory, descriptor, access, total, segments);
@@ -104,7 +106,8 @@ fn walk_table<'m, const N: usize>(
     mut total: u32,
     segments: &mut ArrayVec<GuestSlice<'m>, N>,
 ) -> Result<u32, ChainError> {
-    if table.flags & NEXT != 0 || table.len == 0 || !table.len.is_multiple_of(DESCRIPTOR) {
+    let fits = (1..=u32::from(LONGEST) * DESCRIPTOR).contains(&table.len);
+    if table.flags & NEXT != 0 || !fits || !table.len.is_multiple_of(DESCRIPTOR) {
         return Err(ChainError::Malformed);
     }
     let entries = memory.exact(table.addr, table.len).ok_or(ChainError::Malformed)?;

@@ -10,6 +10,7 @@
 //! [`PortFault`]: the vring stops until the front end starts it again.
 
 mod chain;
+mod notify;
 mod rx;
 mod split;
 #[cfg(test)]
@@ -22,6 +23,8 @@ use std::sync::Arc;
 use crate::guest_memory::GuestMemory;
 
 pub use chain::{Burst, Frame};
+pub use notify::Watchdog;
+pub(crate) use notify::notify;
 pub use rx::RxRing;
 pub use split::SplitRing;
 pub use tx::TxRing;
@@ -52,6 +55,8 @@ pub struct RingSetup {
     pub kick: Option<OwnedFd>,
     /// We signal this; none: the guest polls.
     pub call: Option<OwnedFd>,
+    /// We signal this when the vring stops by itself.
+    pub err: Option<OwnedFd>,
 }
 
 impl RingSetup {
@@ -94,4 +99,10 @@ pub enum PortFault {
         /// Entries.
         size: u16,
     },
+    /// More malformed chains within a second than any mistake explains.
+    #[error("too many malformed descriptor chains")]
+    MalformedChains,
+    /// The memory file was truncated, or has no memory to give.
+    #[error("a page of guest memory is gone")]
+    MemoryGone,
 }

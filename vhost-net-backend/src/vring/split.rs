@@ -1,12 +1,12 @@
 //! One split virtqueue: indices, publishing, notifications. Transmit and receive share it.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
+use super::notify::notify;
 use super::{PortFault, RingError, RingSetup};
 use crate::guest_memory::RingMemory;
-use crate::sys;
 
 /// A running vring.
 #[derive(Debug)]
@@ -20,6 +20,7 @@ pub struct SplitRing {
     event_idx: bool,
     kick: Option<OwnedFd>,
     call: Option<OwnedFd>,
+    err: Option<OwnedFd>,
 }
 
 impl SplitRing {
@@ -38,6 +39,7 @@ impl SplitRing {
             event_idx: setup.has(VIRTIO_RING_F_EVENT_IDX),
             kick: setup.kick.take(),
             call: setup.call.take(),
+            err: setup.err.take(),
         };
         // Whoever had the ring before may have died between showing used entries and signalling them.
         ring.ring_call();
@@ -63,11 +65,21 @@ impl SplitRing {
         self.kick.as_ref()
     }
 
+    /// Replaces the call eventfd; whoever does this on a thread that holds a lock tells the guest later.
+    pub fn replace_call(&mut self, call: Option<OwnedFd>) {
+        self.call = call;
+    }
+
     /// Replaces the call eventfd.
     pub fn set_call(&mut self, call: Option<OwnedFd>) {
         self.call = call;
         // A signal may have been due while there was nobody to signal.
         self.ring_call();
+    }
+
+    /// Tells the front end that the vring stopped by itself (vhost-user, "VHOST_USER_SET_VRING_ERR").
+    pub fn signal_error(&self) {
+        self.err.iter().for_each(notify);
     }
 
     /// How many chains the guest offers.
@@ -142,8 +154,6 @@ impl SplitRing {
     }
 
     fn ring_call(&self) {
-        if let Some(call) = &self.call {
-            sys::signal(call.as_fd());
-        }
+        self.call.iter().for_each(notify);
     }
 }

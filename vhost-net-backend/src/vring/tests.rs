@@ -46,7 +46,7 @@ impl Bench {
     pub(crate) fn setup(&self, base: u16, call: Option<OwnedFd>) -> RingSetup {
         let Layout { size, desc, avail, used, .. } = self.layout;
         let (memory, features) = (Arc::clone(&self.memory), self.features);
-        RingSetup { size, desc, avail, used, base, memory, features, kick: None, call }
+        RingSetup { size, desc, avail, used, base, memory, features, kick: None, call, err: None }
     }
 
     fn tx(&self) -> TxRing {
@@ -523,6 +523,7 @@ fn a_buffer_over_two_regions_is_one_or_none() {
         features: VERSION_1,
         kick: None,
         call: None,
+        err: None,
     };
     let mut ring = TxRing::new(&mut { setup }).unwrap();
     let words = [(1_u64 << 20) - 32, 64];

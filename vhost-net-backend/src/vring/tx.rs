@@ -1,6 +1,7 @@
 //! A transmit vring: the guest's frames, a burst at a time.
 
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use router::OffloadCaps;
 
@@ -12,6 +13,8 @@ use crate::guest_memory::GuestMemory;
 ///
 /// Always zero: the device writes nothing into a transmit buffer (virtio 1.3, section 5.1.6.2).
 const TX_USED_LEN: u32 = 0;
+/// Malformed chains within a second after which the vring stops: no driver has so many by mistake.
+const MAX_MALFORMED: usize = 10_000;
 
 /// A running transmit vring. Its memory is kept beside it, by whoever pops: a [`Burst`] borrows from that.
 #[derive(Debug)]
@@ -19,6 +22,9 @@ pub struct TxRing {
     ring: SplitRing,
     header_len: u32,
     sender: OffloadCaps,
+    /// Malformed chains, and the second that they came in.
+    malformed: usize,
+    second: Option<Instant>,
 }
 
 impl TxRing {
@@ -27,8 +33,8 @@ impl TxRing {
     /// # Errors
     /// See [`RingError`].
     pub fn new(setup: &mut RingSetup) -> Result<Self, RingError> {
-        let sender = OffloadCaps::of_sender(setup.features);
-        Ok(Self { ring: SplitRing::new(setup)?, header_len: setup.header_len(), sender })
+        let (header_len, sender) = (setup.header_len(), OffloadCaps::of_sender(setup.features));
+        Ok(Self { ring: SplitRing::new(setup)?, header_len, sender, malformed: 0, second: None })
     }
 
     /// The ring itself, for notifications.
@@ -84,6 +90,22 @@ impl TxRing {
             self.ring.next_avail = self.ring.next_avail.wrapping_add(1);
         }
         Ok(())
+    }
+
+    /// Counts the malformed chains of a burst that is completed.
+    ///
+    /// # Errors
+    /// There were too many: the guest is broken, or wants to keep us busy.
+    pub fn judge(&mut self, burst: &Burst<'_>, now: Instant) -> Result<(), PortFault> {
+        let malformed = burst.frames.iter().filter(|frame| frame.count == 0).count();
+        if malformed == 0 {
+            return Ok(());
+        }
+        if self.second.is_none_or(|second| now.duration_since(second) >= Duration::from_secs(1)) {
+            (self.second, self.malformed) = (Some(now), 0);
+        }
+        self.malformed += malformed;
+        if self.malformed > MAX_MALFORMED { Err(PortFault::MalformedChains) } else { Ok(()) }
     }
 
     /// Gives every chain of the burst back and shows that to the guest.
