@@ -16,7 +16,7 @@ use crate::control::{self, ControlServer};
 use crate::counters::{Counters, Identity};
 use crate::device::PortDevice;
 use crate::port::{Device, PortShared, PortTable, lock};
-use crate::uplink::keeper::{self, Keeper, Kept, hand_out};
+use crate::uplink::keeper::{self, Keeper, Kept, hand_out, report};
 use crate::uplink::tap_device::{self, TapConfig, TapDevice};
 use crate::vhost_user::{Attach, End, ListenPort, Listeners, Ports, SessionConfig, SessionError};
 use crate::vring::Watchdog;
@@ -77,8 +77,13 @@ impl Daemon {
             (0..count).map(|index| start_worker(&view, index, events.0.clone())).collect();
         let (workers, threads): (Vec<_>, Vec<_>) = started?.into_iter().unzip();
         let workers: Arc<[WorkerHandle]> = workers.into();
+        for port in view.ports.iter().filter(|port| port.is_uplink) {
+            let built = kept.iter().any(|uplink| uplink.port == port.id);
+            report(&view.ports, port.id, (!built).then_some("this kind of uplink does not carry frames yet"));
+        }
         kept.iter().zip(taps).for_each(|(uplink, tap)| hand_out(uplink.port, tap, &workers));
-        let keeper = keeper::spawn(kept, macs, topology, Arc::clone(&workers), events)?;
+        let keeper =
+            keeper::spawn(kept, macs, topology, Arc::clone(&view.ports), Arc::clone(&workers), events)?;
         let attachments = Attachments { ports: Arc::clone(&view.ports), workers: Arc::clone(&workers) };
         let group = Some(view.topology.router.socket_group.as_str());
         let listeners = Listeners::start(listen_ports(&view), group, Arc::new(attachments))?;
@@ -137,7 +142,7 @@ fn open_uplinks(topology: &Topology, queues: usize) -> anyhow::Result<(Vec<Kept>
             queues,
         };
         taps.push(tap_device::open(&config)?);
-        kept.push(Kept { port: id, index: uplink.index, config });
+        kept.push(Kept { port: id, index: uplink.index, config, up: true, gone: false });
     }
     Ok((kept, taps))
 }

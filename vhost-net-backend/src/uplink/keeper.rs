@@ -1,4 +1,5 @@
-//! Keeps the uplinks: a device that was deleted is made again, and every worker gets a new queue of it.
+//! Keeps the uplinks: a device that was deleted is made again, and every worker gets a new queue of it; one that was
+//! taken down gets its addresses and routes back when it comes up.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -8,14 +9,17 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use router::{PortId, Snapshot};
 use topology::{Mac, Topology};
 
-use super::tap_device::{TapConfig, TapDevice, close, open};
+use super::link_watch::LinkWatch;
+use super::tap_device::{TapConfig, TapDevice, close, open, restore};
 use super::{Tap, UplinkEvent};
+use crate::port::{PortTable, lock};
+use crate::sys;
 use crate::worker::{Command, WorkerHandle};
 
 /// Between two attempts to make a device again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// One uplink, and whether it is there.
+/// One uplink and how it is.
 #[derive(Debug)]
 pub struct Kept {
     /// Its port.
@@ -24,6 +28,10 @@ pub struct Kept {
     pub index: usize,
     /// How to make it.
     pub config: TapConfig,
+    /// Whether it was up when we last looked.
+    pub up: bool,
+    /// Whether it was deleted and is not there again.
+    pub gone: bool,
 }
 
 /// A running keeper; [`Keeper::stop`] takes the routes away.
@@ -33,26 +41,41 @@ pub struct Keeper {
     thread: JoinHandle<()>,
 }
 
+/// What the keeper's thread works with.
+#[derive(Debug)]
+struct Keeping {
+    kept: Vec<Kept>,
+    macs: Vec<Mac>,
+    topology: Arc<Topology>,
+    ports: PortTable,
+    workers: Arc<[WorkerHandle]>,
+}
+
 /// The channel by which workers report.
 #[must_use]
 pub fn channel() -> (Sender<UplinkEvent>, Receiver<UplinkEvent>) {
     unbounded()
 }
 
-/// Starts the thread.
+/// Starts the thread; `macs` are those of all uplinks, in the order of the topology.
 ///
 /// # Errors
-/// No thread could be had.
+/// No thread or netlink socket could be had.
 pub fn spawn(
     kept: Vec<Kept>,
     macs: Vec<Mac>,
     topology: Arc<Topology>,
+    ports: PortTable,
     workers: Arc<[WorkerHandle]>,
     (events, reports): (Sender<UplinkEvent>, Receiver<UplinkEvent>),
 ) -> std::io::Result<Keeper> {
-    let thread = std::thread::Builder::new()
-        .name("uplinks".to_owned())
-        .spawn(move || keep(&kept, macs, &topology, &workers, &reports))?;
+    // Without uplinks nobody is woken when some interface of the host changes.
+    let watch = (!kept.is_empty()).then(|| LinkWatch::start(events.clone())).transpose()?;
+    let keeping = Keeping { kept, macs, topology, ports, workers };
+    let thread = std::thread::Builder::new().name("uplinks".to_owned()).spawn(move || {
+        keeping.run(&reports);
+        drop(watch);
+    })?;
     Ok(Keeper { events, thread })
 }
 
@@ -64,39 +87,78 @@ impl Keeper {
     }
 }
 
-fn keep(
-    kept: &[Kept],
-    mut macs: Vec<Mac>,
-    topology: &Topology,
-    workers: &[WorkerHandle],
-    reports: &Receiver<UplinkEvent>,
-) {
-    let mut gone: Vec<PortId> = Vec::new();
-    loop {
-        // Without anything to mend there is nothing to wake up for.
-        let report = if gone.is_empty() {
-            reports.recv().map_err(|_| RecvTimeoutError::Disconnected)
-        } else {
-            reports.recv_timeout(RETRY)
-        };
-        match report {
-            Ok(UplinkEvent::Gone(port)) if gone.contains(&port) => continue,
-            Ok(UplinkEvent::Gone(port)) => gone.push(port),
-            Err(RecvTimeoutError::Timeout) => {}
-            Ok(UplinkEvent::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+impl Keeping {
+    fn run(mut self, reports: &Receiver<UplinkEvent>) {
+        loop {
+            // Without anything to mend there is nothing to wake up for.
+            let mending = self.kept.iter().any(|uplink| uplink.gone);
+            let report = if mending {
+                reports.recv_timeout(RETRY)
+            } else {
+                reports.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            };
+            match report {
+                Ok(UplinkEvent::Gone(port)) => self.lose(port),
+                Ok(UplinkEvent::Changed) => self.look(),
+                Err(RecvTimeoutError::Timeout) => self.mend(),
+                Ok(UplinkEvent::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+            }
         }
-        gone.retain(|port| {
-            let Some(uplink) = kept.iter().find(|k| k.port == *port) else { return false };
+        self.kept.iter().for_each(|uplink| close(&uplink.config));
+    }
+
+    /// A worker lost its queue. Workers notice one after the other, so a device that is there again is no news.
+    fn lose(&mut self, port: PortId) {
+        let lost = |uplink: &&mut Kept| uplink.port == port && sys::interface(&uplink.config.device).is_err();
+        if let Some(uplink) = self.kept.iter_mut().find(lost) {
+            (uplink.gone, uplink.up) = (true, false);
+            report(&self.ports, port, Some("the device was deleted"));
+        }
+    }
+
+    /// Something changed at some interface: is it one of ours?
+    fn look(&mut self) {
+        for uplink in self.kept.iter_mut().filter(|uplink| !uplink.gone) {
+            let device = &uplink.config.device;
+            let up = sys::interface(device).is_ok_and(|(_, up)| up);
+            if up == uplink.up {
+                continue;
+            }
+            uplink.up = up;
+            if !up {
+                tracing::warn!(device, "the uplink is down");
+                report(&self.ports, uplink.port, Some("the device is down"));
+            } else if let Err(error) = restore(&uplink.config) {
+                tracing::warn!(
+                    device,
+                    error = format!("{error:#}"),
+                    "the uplink is up, without all that it needs"
+                );
+                report(
+                    &self.ports,
+                    uplink.port,
+                    Some("the device is up, but its addresses and routes are not"),
+                );
+            } else {
+                tracing::info!(device, "the uplink is up");
+                report(&self.ports, uplink.port, None);
+            }
+        }
+    }
+
+    /// Tries to make again what was deleted.
+    fn mend(&mut self) {
+        for at in 0..self.kept.len() {
+            let Some(uplink) = self.kept.get_mut(at).filter(|uplink| uplink.gone) else { continue };
             match open(&uplink.config) {
                 Ok(device) => {
                     tracing::info!(device = uplink.config.device, "the uplink is back");
-                    if let Some(mac) = macs.get_mut(uplink.index) {
-                        *mac = device.mac;
-                    }
-                    let snapshot = Arc::new(Snapshot::build(topology, &macs));
-                    workers.iter().for_each(|w| w.send(Command::Configure(Arc::clone(&snapshot))));
-                    hand_out(*port, device, workers);
-                    false
+                    (uplink.gone, uplink.up) = (false, true);
+                    self.macs.get_mut(uplink.index).into_iter().for_each(|mac| *mac = device.mac);
+                    let snapshot = Arc::new(Snapshot::build(&self.topology, &self.macs));
+                    self.workers.iter().for_each(|w| w.send(Command::Configure(Arc::clone(&snapshot))));
+                    report(&self.ports, uplink.port, None);
+                    hand_out(uplink.port, device, &self.workers);
                 }
                 Err(error) => {
                     tracing::debug!(
@@ -104,12 +166,20 @@ fn keep(
                         error = format!("{error:#}"),
                         "not back yet"
                     );
-                    true
                 }
             }
-        });
+        }
     }
-    kept.iter().for_each(|k| close(&k.config));
+}
+
+/// What control shows of the uplink.
+pub fn report(ports: &PortTable, port: PortId, problem: Option<&str>) {
+    if let Some(shared) = ports.get(port.index()) {
+        let mut status = lock(&shared.status);
+        status.faults += u64::from(problem.is_some());
+        status.last_error = problem.map(str::to_owned);
+        status.negotiated.features = if problem.is_none() { Tap::FEATURES } else { 0 };
+    }
 }
 
 /// Gives every worker its queue.

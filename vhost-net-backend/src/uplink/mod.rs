@@ -1,9 +1,11 @@
 //! Uplinks: ways out of the machine.
 //!
 //! A tap has one queue for each worker ([`Tap`]), so that no two workers share one. [`tap_device`] makes the device and
-//! gives it its addresses and routes; [`keeper`] makes it again when somebody deleted it.
+//! gives it its addresses and routes; [`keeper`] makes it again when somebody deleted it, and gives it its addresses and
+//! routes again when somebody took it down and up: the kernel forgets them then.
 
 pub mod keeper;
+mod link_watch;
 mod tap;
 pub mod tap_device;
 
@@ -16,6 +18,8 @@ pub use tap::Tap;
 pub enum UplinkEvent {
     /// The device behind this port is gone.
     Gone(PortId),
+    /// Some interface of the host went up or down.
+    Changed,
     /// The daemon ends.
     Stop,
 }

@@ -25,6 +25,10 @@ impl Tap {
     /// Bytes of the vnet header in front of each frame.
     pub const HEADER_LEN: u32 = 12;
 
+    /// What the queue sends and takes, as the virtio features of a guest that does the same: CSUM, GUEST_CSUM,
+    /// GUEST_TSO4, GUEST_TSO6, GUEST_ECN, HOST_TSO4, HOST_TSO6 and HOST_ECN.
+    pub const FEATURES: u64 = 1 | 1 << 1 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 11 | 1 << 12 | 1 << 13;
+
     /// On the file descriptor of an open queue.
     #[must_use]
     pub fn new(fd: OwnedFd) -> Self {
@@ -70,7 +74,7 @@ impl AsFd for Tap {
 impl Egress for Tap {
     /// The kernel takes every offload that was set when the queue was opened.
     fn caps(&self) -> OffloadCaps {
-        OffloadCaps { csum: true, tso4: true, tso6: true, ecn: true, uso: false }
+        OffloadCaps::from_features(Self::FEATURES)
     }
 
     fn put(&mut self, vnet: VnetHeader, head: &[u8], tail: &[GuestSlice<'_>]) -> Result<(), DropReason> {

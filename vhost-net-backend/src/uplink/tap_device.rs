@@ -52,10 +52,18 @@ pub fn open(config: &TapConfig) -> anyhow::Result<TapDevice> {
     let queues = queues.with_context(|| {
         format!("cannot open the tap {device}: it takes root or CAP_NET_ADMIN, and a device that nobody else holds")
     })?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(configure(config)).with_context(|| format!("cannot configure the tap {device}"))?;
+    restore(config)?;
     let (mac, _) = sys::interface(device).with_context(|| format!("cannot read the MAC of {device}"))?;
     Ok(TapDevice { mac, queues })
+}
+
+/// Sets MTU, addresses and routes, and brings the device up; what is there already stays.
+///
+/// # Errors
+/// What the kernel refused, with the device's name.
+pub fn restore(config: &TapConfig) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(configure(config)).with_context(|| format!("cannot configure the tap {}", config.device))
 }
 
 async fn configure(config: &TapConfig) -> anyhow::Result<()> {
