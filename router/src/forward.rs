@@ -43,6 +43,9 @@ fn decide<T: Trace>(
     // Parse: from here on, lengths and checksums are right.
     let packet = parse(head, port.mtu).map_err(|reason| Refusal::at_ingress(reason, port))?;
     head.offload = offload::check(head)?;
+    if segment_len(head) > u32::from(port.mtu) {
+        return Err(Refusal::at_ingress(DropReason::FrameTooLong, port));
+    }
     trace.step(Step::Parsed(packet.name(head.protocol)));
 
     // Meter: nothing is metered yet; the sender's bucket would be asked here, before any work for it.
@@ -141,14 +144,18 @@ fn next_hop(ingress: PortId, port: &Port, route: &Route) -> Result<(NextHop, Ver
     }
 }
 
+/// Bytes of layer 3, of each segment where there are segments: what an MTU limits, of the sender as of the receiver.
+fn segment_len(head: &Headers) -> u32 {
+    match head.offload.gso {
+        None => layer3_len(head),
+        Some(gso) => (u32::from(gso.header_len) + u32::from(gso.size)).saturating_sub(14),
+    }
+}
+
 /// Checks the size against the egress MTU (RFC 1191, RFC 8201): of each segment where there are segments. IPv4
 /// without DF is cut instead (RFC 791).
 fn fit(state: &mut WorkerState, head: &mut Headers, ip: &Ip, next: &NextHop) -> Result<(), DropReason> {
-    let layer3 = match head.offload.gso {
-        None => layer3_len(head),
-        Some(gso) => (u32::from(gso.header_len) + u32::from(gso.size)).saturating_sub(14),
-    };
-    if layer3 <= u32::from(next.mtu) {
+    if segment_len(head) <= u32::from(next.mtu) {
         return Ok(());
     }
     if ip.may_cut && head.offload.gso.is_none() {
@@ -308,6 +315,26 @@ mod tests {
         assert_eq!(fit_gso(1460, false), Ok(0));
         assert_eq!(fit_gso(1461, false), Err(DropReason::MtuExceeded));
         assert_eq!(fit_gso(1461, true), Err(DropReason::MtuExceeded));
+    }
+
+    #[test]
+    fn segments_are_no_longer_than_the_senders_own_mtu() {
+        let mut small = topology();
+        for vm in &mut small.tenants[0].vms {
+            vm.nics[0].mtu = if vm.nics[0].mac == mac(WEB) { 1500 } else { 9000 };
+        }
+        let snapshot = Snapshot::build(&small, &[KERNEL]);
+        // 1,600 bytes of UDP that pretend to be segments of 1,600, or of 1,400.
+        for (size, wanted) in [
+            (1600, Verdict::Drop(DropReason::FrameTooLong, snapshot.ports[0].rule)),
+            (1400, Verdict::Deliver(DB)),
+        ] {
+            let frame = udp(mac(WEB), "10.1.0.11", "10.1.1.11", 1592);
+            let offsets = VnetHeader { csum_start: 34, csum_offset: 6, ..VnetHeader::default() };
+            let vnet = VnetHeader { flags: NEEDS_CSUM, gso_type: 5, gso_size: size, ..offsets };
+            let mut state = WorkerState::new(&snapshot);
+            assert_eq!(send_with(&snapshot, &mut state, WEB, vnet, &frame).0, wanted, "{size}");
+        }
     }
 
     #[test]

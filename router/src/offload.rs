@@ -99,7 +99,7 @@ impl Offload {
     }
 }
 
-/// What a receiver negotiated: the GUEST_* features of a NIC, the TUN_F_* flags of a tap.
+/// What a receiver negotiated: the GUEST_* features of a NIC, the TUN_F_* flags of a tap; or a sender: the HOST_* ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OffloadCaps {
     /// Takes frames whose checksum is not complete.
@@ -131,6 +131,30 @@ impl OffloadCaps {
         }
     }
 
+    /// What a guest may ask for that negotiated these virtio features (virtio 1.3, section 5.1.3.1: all of the others
+    /// need CSUM).
+    #[must_use]
+    pub fn of_sender(features: u64) -> Self {
+        let csum = has(features, CSUM);
+        let tso4 = csum && has(features, HOST_TSO4);
+        let tso6 = csum && has(features, HOST_TSO6);
+        let ecn = (tso4 || tso6) && has(features, HOST_ECN);
+        Self { csum, tso4, tso6, ecn, uso: csum && has(features, HOST_USO) }
+    }
+
+    /// Whether a sender that may ask for this may send that vnet header. Types that nobody knows are for [`check`].
+    #[must_use]
+    pub fn allow(self, vnet: VnetHeader) -> bool {
+        let kind = match vnet.gso_type & !vnet::GSO_ECN {
+            vnet::GSO_TCPV4 => self.tso4,
+            vnet::GSO_TCPV6 => self.tso6,
+            vnet::GSO_UDP_L4 => self.uso,
+            _ => true,
+        };
+        let csum = self.csum || vnet.flags & vnet::NEEDS_CSUM == 0;
+        csum && kind && (self.ecn || vnet.gso_type & vnet::GSO_ECN == 0)
+    }
+
     fn take(self, gso: Gso) -> bool {
         let kind = match gso.kind {
             GsoKind::Tcp4 => self.tso4,
@@ -142,12 +166,17 @@ impl OffloadCaps {
 }
 
 /// Bits of VIRTIO_NET_F_*.
+const CSUM: u32 = 0;
 const GUEST_CSUM: u32 = 1;
 const GUEST_TSO4: u32 = 7;
 const GUEST_TSO6: u32 = 8;
 const GUEST_ECN: u32 = 9;
+const HOST_TSO4: u32 = 11;
+const HOST_TSO6: u32 = 12;
+const HOST_ECN: u32 = 13;
 const GUEST_USO4: u32 = 54;
 const GUEST_USO6: u32 = 55;
+const HOST_USO: u32 = 56;
 
 fn has(features: u64, bit: u32) -> bool {
     features & (1 << bit) != 0
@@ -192,6 +221,28 @@ mod tests {
         for (bits, wanted) in table {
             let features = bits.iter().fold(0, |sum, bit| sum | 1 << bit);
             assert_eq!(OffloadCaps::from_features(features), wanted, "{bits:?}");
+        }
+    }
+
+    #[test]
+    fn a_sender_may_use_what_it_negotiated() {
+        // Features of the sender, then flags and gso_type that it may and may not use.
+        type Headers = &'static [(u8, u8)];
+        let table: [(&[u32], Headers, Headers); 6] = [
+            (&[], &[(0, 0), (2, 0)], &[(1, 0), (1, 1), (0, 0x80)]),
+            (&[0], &[(0, 0), (1, 0)], &[(1, 1), (1, 4), (1, 5)]),
+            (&[11, 12, 56], &[(0, 0)], &[(1, 0), (0, 1), (0, 4), (0, 5)]),
+            (&[0, 11], &[(1, 1)], &[(1, 4), (1, 0x81)]),
+            (&[0, 12, 13], &[(1, 4), (1, 0x84)], &[(1, 0x81), (1, 5)]),
+            (&[0, 56], &[(1, 5)], &[(1, 1), (1, 4)]),
+        ];
+        for (bits, may, may_not) in table {
+            let sender = OffloadCaps::of_sender(bits.iter().fold(0, |sum, bit| sum | 1 << bit));
+            let allow = |&(flags, gso_type): &(u8, u8)| {
+                sender.allow(VnetHeader { flags, gso_type, ..VnetHeader::default() })
+            };
+            assert!(may.iter().all(allow), "{bits:?}");
+            assert!(!may_not.iter().any(allow), "{bits:?}");
         }
     }
 

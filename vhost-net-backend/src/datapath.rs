@@ -9,12 +9,16 @@
 //!
 //! Frames from an uplink take the same way; their buffers are ours.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::Instant;
 
 use arrayvec::ArrayVec;
 use router::{
-    Answer, DropReason, Headers, NoTrace, PortId, RuleId, Snapshot, Verdict, VnetHeader, WorkerState, reply,
+    Answer, DropReason, Headers, NoTrace, OffloadCaps, PortId, RuleId, Snapshot, Verdict, VnetHeader,
+    WorkerState, reply,
 };
 
 use crate::counters::{Counter, Counters};
@@ -87,6 +91,8 @@ impl Datapath {
     /// Takes a new configuration, between two bursts.
     pub fn configure(&mut self, snapshot: Arc<Snapshot>) {
         self.state.adopt(&snapshot);
+        self.groups.fit(snapshot.ports.len());
+        self.taps.resize_with(snapshot.ports.len(), || None);
         self.snapshot = snapshot;
     }
 
@@ -119,7 +125,7 @@ impl Datapath {
         if burst.frames.is_empty() {
             return Ok(0);
         }
-        self.decide(*port, &burst, ring.header_len(), now);
+        self.decide(*port, &burst, ring.header_len(), ring.sender(), now);
         self.deliver(*port, &burst, ring.header_len());
         ring.complete(&burst);
         self.publish();
@@ -138,13 +144,13 @@ impl Datapath {
         now: Instant,
     ) -> std::io::Result<usize> {
         let mut burst = Burst::default();
-        if let Some(tap) = self.tap(port) {
-            tap.read_burst(buffers, &mut burst)?;
-        }
+        let Some(tap) = self.tap(port) else { return Ok(0) };
+        tap.read_burst(buffers, &mut burst)?;
         if burst.frames.is_empty() {
             return Ok(0);
         }
-        self.decide(port, &burst, Tap::HEADER_LEN, now);
+        let sender = tap.caps();
+        self.decide(port, &burst, Tap::HEADER_LEN, sender, now);
         self.deliver(port, &burst, Tap::HEADER_LEN);
         self.publish();
         Ok(burst.frames.len())
@@ -165,17 +171,26 @@ impl Datapath {
     }
 
     /// Phase 1: every frame gets its verdict; what needs no egress is settled here.
-    fn decide(&mut self, ingress: PortId, burst: &Burst<'_>, header_len: u32, now: Instant) {
+    fn decide(
+        &mut self,
+        ingress: PortId,
+        burst: &Burst<'_>,
+        header_len: u32,
+        sender: OffloadCaps,
+        now: Instant,
+    ) {
         let counters = self.counters.block(self.worker, ingress);
         // First, so that nobody who reads ever sees more outcomes than frames.
         counters.add(Counter::Received, u64::try_from(burst.frames.len()).unwrap_or(0));
         let mut bytes = 0;
         for (i, (frame, head)) in burst.frames.iter().zip(&mut self.heads).enumerate() {
-            let verdict = if peek(burst, frame, header_len, head) {
+            let verdict = if !peek(burst, frame, header_len, head) {
+                Verdict::Drop(DropReason::ChainMalformed, RuleId::BUILT_IN)
+            } else if !sender.allow(head.vnet) {
+                Verdict::Drop(DropReason::VnetMalformed, RuleId::BUILT_IN)
+            } else {
                 bytes += u64::from(head.frame_len);
                 router::forward(&self.snapshot, &mut self.state, now, ingress, head, &mut NoTrace)
-            } else {
-                Verdict::Drop(DropReason::ChainMalformed, RuleId::BUILT_IN)
             };
             match verdict {
                 Verdict::Deliver(egress) | Verdict::Uplink(egress) => self.groups.push(i, egress),
@@ -204,23 +219,19 @@ impl Datapath {
     /// Phase 2: each egress gets its frames, in the order they came.
     fn deliver(&mut self, ingress: PortId, burst: &Burst<'_>, header_len: u32) {
         while let Some((egress, frames)) = self.groups.pop() {
-            let Some(port) = self.ports.get(egress.index()) else { continue };
+            let port = self.ports.get(egress.index());
             let Self { worker, counters, heads, slow, unshown, .. } = self;
             let ours = counters.block(*worker, ingress);
             let theirs = counters.block(*worker, egress);
-            let settle = |outcome: Result<Sent, DropReason>, delivered: Counter| match outcome {
-                Ok(sent) => {
-                    theirs.add(Counter::Emitted, sent.frames);
-                    theirs.add(Counter::EmittedBytes, sent.bytes);
-                    if egress != ingress {
-                        ours.add(delivered, 1);
-                    }
-                }
-                Err(reason) => {
-                    theirs.add(Counter::Refused, 1);
-                    if egress != ingress {
-                        ours.dropped(reason);
-                    }
+            let settle = |sent: Sent, delivered: Counter| {
+                theirs.add(Counter::Emitted, sent.frames);
+                theirs.add(Counter::EmittedBytes, sent.bytes);
+                theirs.add(Counter::Refused, u64::from(sent.refused.is_some()));
+                match sent.refused {
+                    // The answer to a frame that was consumed: that is settled.
+                    _ if egress == ingress => {}
+                    Some(reason) => ours.dropped(reason),
+                    None => ours.add(delivered, 1),
                 }
             };
             let each = frames.iter().filter_map(|i| Some((burst.frames.get(i)?, heads.get(i)?)));
@@ -228,19 +239,24 @@ impl Datapath {
                 each.for_each(|(f, head)| {
                     settle(send(tap, burst, f, header_len, head, slow), Counter::DeliveredUplink)
                 });
-            } else if let Some(mut rx) = port.lock_rx(*worker) {
+            } else if let Some(mut rx) = port.and_then(|p| p.lock_rx(*worker)) {
                 each.for_each(|(f, head)| {
                     settle(send(&mut rx, burst, f, header_len, head, slow), Counter::DeliveredVm)
                 });
                 let _ = unshown.try_push(egress);
             } else {
-                let reason = if port.is_uplink { DropReason::UplinkDown } else { DropReason::RxNotConnected };
-                each.for_each(|_| settle(Err(reason), Counter::DeliveredVm));
+                let uplink = port.is_some_and(|p| p.is_uplink);
+                let reason = if uplink { DropReason::UplinkDown } else { DropReason::RxNotConnected };
+                each.for_each(|_| settle(Sent::refused(reason), Counter::DeliveredVm));
             }
         }
-        for reply in self.replies.take() {
+        for i in 0..std::mem::take(&mut self.replies.used) {
+            let reply = self.replies.frames.get_mut(i).map(std::mem::take).unwrap_or_default();
             self.send_reply(ingress, &reply);
-            self.replies.give_back(reply);
+            // Back in its place, for its memory.
+            if let Some(place) = self.replies.frames.get_mut(i) {
+                *place = reply;
+            }
         }
     }
 
@@ -297,16 +313,5 @@ impl Replies {
             frame.clear();
             self.used += usize::from(build(frame));
         }
-    }
-
-    /// The frames kept, out of their places.
-    fn take(&mut self) -> Vec<Vec<u8>> {
-        let spare = self.frames.split_off(self.used);
-        self.used = 0;
-        std::mem::replace(&mut self.frames, spare)
-    }
-
-    fn give_back(&mut self, frame: Vec<u8>) {
-        self.frames.push(frame);
     }
 }

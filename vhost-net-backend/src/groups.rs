@@ -37,6 +37,11 @@ impl Groups {
         Self { place: vec![0; ports], groups: ArrayVec::new(), next: [0; BURST] }
     }
 
+    /// Between two bursts: for another number of ports.
+    pub fn fit(&mut self, ports: usize) {
+        self.place.resize(ports, 0);
+    }
+
     /// Frame `i` of the burst goes out of `egress`.
     pub fn push(&mut self, i: usize, egress: PortId) {
         let (Ok(i), Some(place)) = (u8::try_from(i), self.place.get_mut(egress.index())) else { return };
@@ -71,6 +76,10 @@ impl Members {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -87,5 +96,26 @@ mod tests {
         assert_eq!(seen, [(0, vec![3]), (1, vec![1, 4]), (3, vec![0, 2, 5]), (4, vec![6])]);
         groups.push(0, PortId(3));
         assert_eq!(groups.pop().map(|(_, f)| f.iter().count()), Some(1));
+    }
+
+    proptest! {
+        #[test]
+        fn groups_are_those_of_a_map(
+            bursts in proptest::collection::vec(proptest::collection::vec(0_u32..100, 0..BURST + 1), 1..5),
+        ) {
+            let mut groups = Groups::new(100);
+            for burst in bursts {
+                let mut model = BTreeMap::<u32, Vec<usize>>::new();
+                for (i, port) in burst.into_iter().enumerate() {
+                    groups.push(i, PortId(port));
+                    model.entry(port).or_default().push(i);
+                }
+                let mut seen = BTreeMap::new();
+                while let Some((egress, frames)) = groups.pop() {
+                    prop_assert!(seen.insert(egress.0, frames.iter().collect::<Vec<_>>()).is_none());
+                }
+                prop_assert_eq!(seen, model);
+            }
+        }
     }
 }

@@ -6,8 +6,10 @@
 //! and left to epoll. When no source is active the worker sleeps; an idle daemon uses no CPU.
 
 mod source;
+#[cfg(test)]
+mod tests;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -140,12 +142,24 @@ pub struct Worker {
 /// # Errors
 /// No file descriptor or thread could be had.
 pub fn spawn(setup: WorkerSetup) -> std::io::Result<(WorkerHandle, JoinHandle<()>)> {
+    let (index, cpu) = (setup.index, setup.cpu);
+    let (handle, worker) = prepare(setup)?;
+    let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+        if let Some(cpu) = cpu {
+            pin(cpu);
+        }
+        worker.run();
+    })?;
+    Ok((handle, thread))
+}
+
+fn prepare(setup: WorkerSetup) -> std::io::Result<(WorkerHandle, Worker)> {
     let (sender, commands) = unbounded();
     let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     epoll::add(&epoll, &*wake, EventData::new_u64(WAKE), EventFlags::IN)?;
     let handle = WorkerHandle { commands: sender, wake: Arc::clone(&wake) };
-    let WorkerSetup { index, cpu, poll, snapshot, ports, counters, uplink_events } = setup;
+    let WorkerSetup { index, cpu: _, poll, snapshot, ports, counters, uplink_events } = setup;
     let datapath = Datapath::new(index, snapshot, Arc::clone(&ports), counters);
     let next_advert = Instant::now() + ADVERTISE_EVERY;
     let sources = Sources::default();
@@ -162,13 +176,7 @@ pub fn spawn(setup: WorkerSetup) -> std::io::Result<(WorkerHandle, JoinHandle<()
         next_advert,
         deaths: 0,
     };
-    let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-        if let Some(cpu) = cpu {
-            pin(cpu);
-        }
-        worker.run();
-    })?;
-    Ok((handle, thread))
+    Ok((handle, worker))
 }
 
 fn pin(cpu: usize) {
@@ -240,7 +248,7 @@ impl Worker {
                 },
             };
             moved += frames;
-            entry.quiet = if frames > 0 { 0 } else { entry.quiet + 1 };
+            entry.quiet = if frames > 0 { 0 } else { entry.quiet.saturating_add(1) };
             if entry.quiet > QUIET_ROUNDS && self.poll != Poll::Busy && !entry.arm() {
                 entry.active = false;
             }
@@ -327,7 +335,7 @@ impl Worker {
         self.datapath.forget_guest(port);
         let at = self.sources.free();
         if let Some(kick) = queue.ring.kick() {
-            // By edges, so that a kick need not be read: the front end could make that block.
+            // Each kick is an edge, whether or not the ones before were read.
             self.watch(kick.as_fd(), at, port, EventFlags::IN | EventFlags::ET);
         }
         // Active at once: whatever the guest queued before it knew us needs no kick (virtio 1.3, section 2.7.13.4).
@@ -335,13 +343,17 @@ impl Worker {
     }
 
     fn start_uplink(&mut self, port: PortId, tap: Tap) {
+        // Two workers that lose a device at different times make the keeper open it twice.
+        if let Some(at) = self.sources.uplink(port) {
+            self.forget(at);
+        }
         let at = self.sources.free();
         self.watch(tap.as_fd(), at, port, EventFlags::IN);
         self.datapath.set_tap(port, Some(tap));
         self.sources.put(at, Source::Uplink { port, buffers: Tap::buffers() });
     }
 
-    fn watch(&self, fd: std::os::fd::BorrowedFd<'_>, at: usize, port: PortId, flags: EventFlags) {
+    fn watch(&self, fd: BorrowedFd<'_>, at: usize, port: PortId, flags: EventFlags) {
         let token = EventData::new_u64(u64::try_from(at).unwrap_or(WAKE));
         if let Err(error) = epoll::add(&self.epoll, fd, token, flags) {
             tracing::warn!(%error, port = port.0, "cannot wait for the port's notifications");

@@ -194,6 +194,7 @@ impl GuestMemory {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
     fn memfd(len: u64) -> File {
@@ -243,5 +244,102 @@ mod tests {
         let mut back = [0; 4];
         assert_eq!(memory.slice(0x2ffc, 4).unwrap().read_at(0, &mut back), 4);
         assert_eq!(back, [1, 2, 3, 4]);
+    }
+
+    proptest! {
+        /// A slice copies what a plain slice of bytes would, for any offset and length, overlapping or not.
+        #[test]
+        fn copies_are_those_of_plain_bytes(
+            (from, to) in (0_u32..300, 0_u32..300),
+            (from_len, to_len) in (0_u32..300, 0_u32..300),
+            (skip, first) in (0_u32..400, 0_u32..400),
+            fill in proptest::collection::vec(any::<u8>(), 600),
+        ) {
+            let memory = GuestMemory::default().with(spec(0x1000, 0x1000, 0, 0, memfd(0x1000))).unwrap();
+            let part = |at: u32, len| memory.exact(0x1000 + u64::from(at), len).unwrap();
+            let wide = |n: u32| usize::try_from(n).unwrap();
+            prop_assert_eq!(part(0, 600).write_at(0, &fill), 600);
+            let mut model = fill;
+            let source = part(from, from_len).skip(skip).first(first);
+            let copied = part(to, to_len).copy_from(source);
+            let wanted = from_len.saturating_sub(skip).min(first).min(to_len);
+            prop_assert_eq!(copied, wanted);
+            if wanted > 0 {
+                let start = wide(from + skip);
+                model.copy_within(start..start + wide(wanted), wide(to));
+            }
+            let mut now = vec![0; 700];
+            prop_assert_eq!(part(0, 600).read_at(0, &mut now), 600);
+            prop_assert_eq!(&now[..600], &model[..]);
+            // Reading and writing from an offset stop at the end, and touch nothing behind it.
+            let mut tail = vec![0; 100];
+            let n = part(from, from_len).read_at(skip, &mut tail);
+            prop_assert_eq!(n, wide(from_len.saturating_sub(skip)).min(100));
+            prop_assert!(n == 0 || tail[..n] == model[wide(from + skip)..][..n]);
+            prop_assert_eq!(part(from, from_len).write_at(skip, &[0; 100]), n);
+            part(0, 600).read_at(0, &mut now);
+            let end = wide(from + skip) + n;
+            prop_assert!(n == 0 || now[end..600] == model[end..]);
+        }
+    }
+
+    #[test]
+    fn a_mapping_lives_as_long_as_anybody_uses_it() {
+        let file = memfd(0x2000);
+        let old = GuestMemory::default().with(spec(0, 0x1000, 0, 0, file.try_clone().unwrap())).unwrap();
+        let new = old.with(spec(0x1000, 0x1000, 0x1000, 0x1000, file)).unwrap();
+        new.exact(0, 1).unwrap().write_at(0, &[9]);
+        drop(new.without(0, 0x1000, 0).unwrap());
+        drop(new);
+        let mut byte = [0];
+        old.exact(0, 1).unwrap().read_at(0, &mut byte);
+        assert_eq!(byte, [9]);
+    }
+
+    #[test]
+    fn there_is_a_most_of_regions() {
+        let add = |memory: GuestMemory, i: u64| memory.with(spec(i << 12, 4096, i << 12, 0, memfd(4096)));
+        let full = (0..32).try_fold(GuestMemory::default(), add).unwrap();
+        assert!(matches!(add(full, 32), Err(MemoryError::TooMany)));
+    }
+
+    #[test]
+    fn ring_areas_are_checked() {
+        let memory = Arc::new(GuestMemory::default().with(spec(0, 0x10000, 0, 0, memfd(0x10000))).unwrap());
+        // Size, descriptor table, avail ring, used ring.
+        let table = [
+            (16, 0x1000, 0x2000, 0x3000, true),
+            (0, 0x1000, 0x2000, 0x3000, false),
+            (3, 0x1000, 0x2000, 0x3000, false),
+            (16, 0x1008, 0x2000, 0x3000, false),
+            (16, 0x1000, 0x2001, 0x3000, false),
+            (16, 0x1000, 0x2000, 0x3002, false),
+            (16, 0x1000, 0x1100, 0x3000, true),
+            (16, 0x1000, 0x10fe, 0x3000, false),
+            (16, 0x1000, 0x2000, 0x2024, false),
+            (16, 0x1000, 0x2000, 0x2028, true),
+            (16, 0x1000, 0x2000, 0xff74, true),
+            (16, 0x1000, 0x2000, 0xff7c, false),
+            (16, 0x1000, 0x2000, 0x10000, false),
+            (16, u64::MAX - 15, 0x2000, 0x3000, false),
+            (32768, 0, 0x8000, 0xc000, false),
+        ];
+        for (size, desc, avail, used, good) in table {
+            let found = RingMemory::new(&memory, size, desc, avail, used);
+            assert_eq!(found.is_ok(), good, "{size} {desc:#x} {avail:#x} {used:#x}");
+        }
+    }
+
+    #[test]
+    fn host_buffers_stay_apart() {
+        let buffers = HostBuffer::new(3, 16);
+        assert_eq!(buffers.slice(1, 99).write_at(0, &[1; 99]), 16);
+        let read = |i| {
+            let mut bytes = [0xff; 16];
+            buffers.slice(i, 16).read_at(0, &mut bytes);
+            bytes
+        };
+        assert_eq!([read(0), read(1), read(2)], [[0; 16], [1; 16], [0; 16]]);
+        assert!(buffers.slice(3, 16).is_empty() && buffers.slice(usize::MAX, 16).is_empty());
     }
 }

@@ -3,6 +3,7 @@
 
 use std::marker::PhantomData;
 use std::ptr::NonNull;
+use std::sync::atomic::{Ordering, compiler_fence};
 
 /// An address and a length inside a mapping that outlives `'m`. Never a Rust reference: see the module's theory of operation.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +61,8 @@ impl GuestSlice<'_> {
         let n = wide(from.len).min(into.len());
         // SAFETY: `n` bytes are inside the mapping and inside `into`, which is ours alone, so they do not overlap.
         unsafe { std::ptr::copy_nonoverlapping(from.at.as_ptr(), into.as_mut_ptr(), n) };
+        // What was copied is decided on, so the compiler must not read it there again: to it, nobody else writes it.
+        compiler_fence(Ordering::SeqCst);
         n
     }
 

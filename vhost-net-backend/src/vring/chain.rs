@@ -140,7 +140,9 @@ fn append<'m, const N: usize>(
     total: u32,
     segments: &mut ArrayVec<GuestSlice<'m>, N>,
 ) -> Result<u32, ChainError> {
-    if (descriptor.flags & WRITE != 0) != (access == Access::Write) {
+    // Every descriptor adds a segment, so that room for segments bounds the walk: a table may have 2^28 entries, and
+    // empty ones would cost time without end (CVE-2019-3900, CVE-2023-5158). No driver makes empty ones.
+    if (descriptor.flags & WRITE != 0) != (access == Access::Write) || descriptor.len == 0 {
         return Err(ChainError::Malformed);
     }
     let total = total.checked_add(descriptor.len).ok_or(ChainError::Malformed)?;

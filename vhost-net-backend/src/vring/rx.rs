@@ -130,6 +130,16 @@ impl RxRing {
         Ok(())
     }
 
+    /// Enables or disables it. A ring that is disabled shows first what it has: afterwards nothing of it is touched, for
+    /// its memory may be used for something else (Cloud Hypervisor resets a device by disabling its rings).
+    pub fn set_enabled(&mut self, enabled: bool) {
+        self.enabled = enabled;
+        if !enabled {
+            self.batches.clear();
+            self.ring.publish(self.ring.written());
+        }
+    }
+
     /// Shows the guest what `worker` put in, as soon as everything before it may be shown as well.
     pub fn finish(&mut self, worker: usize) {
         for batch in self.batches.iter_mut().filter(|b| b.worker == worker) {

@@ -1,12 +1,12 @@
 //! One split virtqueue: indices, publishing, notifications. Transmit and receive share it.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
-use super::notify::notify;
 use super::{PortFault, RingError, RingSetup};
 use crate::guest_memory::RingMemory;
+use crate::sys;
 
 /// A running vring.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ impl SplitRing {
     pub fn new(setup: &mut RingSetup) -> Result<Self, RingError> {
         let memory = RingMemory::new(&setup.memory, setup.size, setup.desc, setup.avail, setup.used)?;
         let next_used = memory.used_idx();
-        Ok(Self {
+        let ring = Self {
             memory,
             next_avail: setup.base,
             next_used,
@@ -40,7 +40,10 @@ impl SplitRing {
             kick: setup.kick.take(),
             call: setup.call.take(),
             err: setup.err.take(),
-        })
+        };
+        // Whoever had the ring before may have died between showing used entries and signalling them.
+        ring.ring_call();
+        Ok(ring)
     }
 
     /// Entries.
@@ -55,15 +58,11 @@ impl SplitRing {
         self.next_avail
     }
 
-    /// The guest's kick, to wait on.
+    /// The guest's kick, to wait on (edge-triggered). Never to be read: the VMM can make it block, as O_NONBLOCK belongs
+    /// to the file description that we share, and a semaphore would stay readable for ever.
     #[must_use]
     pub fn kick(&self) -> Option<&OwnedFd> {
         self.kick.as_ref()
-    }
-
-    /// Replaces the call eventfd; whoever does this on a thread that holds a lock tells the guest later.
-    pub fn replace_call(&mut self, call: Option<OwnedFd>) {
-        self.call = call;
     }
 
     /// Replaces the call eventfd.
@@ -75,7 +74,9 @@ impl SplitRing {
 
     /// Tells the front end that the vring stopped by itself (vhost-user, "VHOST_USER_SET_VRING_ERR").
     pub fn signal_error(&self) {
-        self.err.iter().for_each(notify);
+        if let Some(err) = &self.err {
+            sys::signal(err.as_fd());
+        }
     }
 
     /// How many chains the guest offers.
@@ -150,6 +151,8 @@ impl SplitRing {
     }
 
     fn ring_call(&self) {
-        self.call.iter().for_each(notify);
+        if let Some(call) = &self.call {
+            sys::signal(call.as_fd());
+        }
     }
 }

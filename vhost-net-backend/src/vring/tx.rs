@@ -3,6 +3,8 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use router::OffloadCaps;
+
 use super::chain::{Access, ChainError, walk};
 use super::{BURST, Burst, Frame, PortFault, RingError, RingSetup, SplitRing};
 use crate::guest_memory::GuestMemory;
@@ -22,6 +24,7 @@ pub struct TxRing {
     /// Malformed chains, and the second that they came in.
     malformed: usize,
     second: Option<Instant>,
+    sender: OffloadCaps,
 }
 
 impl TxRing {
@@ -30,7 +33,9 @@ impl TxRing {
     /// # Errors
     /// See [`RingError`].
     pub fn new(setup: &mut RingSetup) -> Result<Self, RingError> {
-        Ok(Self { ring: SplitRing::new(setup)?, header_len: setup.header_len(), malformed: 0, second: None })
+        let sender = OffloadCaps::of_sender(setup.features);
+        let (ring, header_len) = (SplitRing::new(setup)?, setup.header_len());
+        Ok(Self { ring, header_len, malformed: 0, second: None, sender })
     }
 
     /// The ring itself, for notifications.
@@ -49,6 +54,12 @@ impl TxRing {
     #[must_use]
     pub fn header_len(&self) -> u32 {
         self.header_len
+    }
+
+    /// What the guest may leave to be done.
+    #[must_use]
+    pub fn sender(&self) -> OffloadCaps {
+        self.sender
     }
 
     /// Pops what there is, at most [`BURST`] frames. A malformed chain becomes a frame without buffers, so that it is

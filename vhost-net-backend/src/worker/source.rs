@@ -41,8 +41,7 @@ impl Entry {
         self.active = true;
         self.quiet = 0;
         if let Source::Guest(queue) = &mut self.source {
-            let ring = queue.ring.ring();
-            ring.disarm();
+            queue.ring.ring().disarm();
         }
     }
 
@@ -89,6 +88,12 @@ impl Sources {
     /// The transmit vring of that port and queue pair.
     pub(super) fn position(&self, port: PortId, pair: usize) -> Option<usize> {
         self.0.iter().position(|e| e.as_ref().is_some_and(|e| e.is(port, pair)))
+    }
+
+    /// The uplink's queue.
+    pub(super) fn uplink(&self, port: PortId) -> Option<usize> {
+        let is_it = |e: &Entry| matches!(&e.source, Source::Uplink { port: p, .. } if *p == port);
+        self.0.iter().position(|e| e.as_ref().is_some_and(is_it))
     }
 
     pub(super) fn find(&mut self, port: PortId, pair: usize) -> Option<&mut Entry> {

@@ -1,0 +1,141 @@
+//! One worker, two guests, and the law: nothing vanishes.
+
+use etherparse::PacketBuilder;
+use topology::Mac;
+
+use super::*;
+use crate::demo_guest::ring::Segment;
+use crate::port::PortShared;
+use crate::vring::RxRing;
+use crate::vring::tests::{BUFFERS, Bench, VERSION_1};
+
+const TOPOLOGY: &str = r#"
+version = 1
+[tenant.me.network.lan]
+subnets = ["10.0.0.0/24"]
+[tenant.me.vm.a]
+nic = [{ network = "lan", addresses = ["10.0.0.2"] }]
+[tenant.me.vm.b]
+nic = [{ network = "lan", addresses = ["10.0.0.3"] }]
+"#;
+const A: PortId = PortId(0);
+const B: PortId = PortId(1);
+const CSUM: u64 = 1;
+
+/// Guest a sends, guest b receives.
+struct Pair {
+    datapath: Datapath,
+    counters: Counters,
+    ports: PortTable,
+    macs: (Mac, Mac),
+    a: Bench,
+    b: Bench,
+    tx: TxQueue,
+}
+
+impl Pair {
+    fn new(features: u64) -> Self {
+        let topology = topology::parse("test.toml", TOPOLOGY).unwrap();
+        let snapshot = Arc::new(Snapshot::build(&topology, &[]));
+        let macs = (topology.tenants[0].vms[0].nics[0].mac, snapshot.router_mac);
+        let port = |id, name: &str| PortShared::new(id, name.to_owned(), Some(1));
+        let ports: PortTable = vec![port(A, "me/a.0"), port(B, "me/b.0")].into();
+        let counters = Counters::new(1, 2);
+        let datapath = Datapath::new(0, snapshot, Arc::clone(&ports), counters.clone());
+        let (a, b) = (Bench::new(64, features, false), Bench::new(64, VERSION_1, false));
+        let mut setup = a.setup(0, None);
+        let ring = TxRing::new(&mut setup).unwrap();
+        let tx = TxQueue { port: A, pair: 0, memory: setup.memory, ring, enabled: true };
+        Self { datapath, counters, ports, macs, a, b, tx }
+    }
+
+    fn connect_b(&mut self, buffers: u64) {
+        let rx = RxRing::new(&mut self.b.setup(0, None), true).unwrap();
+        self.ports[1].set_rx(0, Some(rx));
+        for i in 0..buffers {
+            self.b.driver.add(&[Segment { addr: BUFFERS + 2048 * i, len: 2048 }], true).unwrap();
+        }
+        self.b.driver.publish().unwrap();
+    }
+
+    /// A UDP datagram from a to that host of the network, behind a vnet header of these flags and type.
+    fn send(&mut self, host: u8, flags: u8, gso_type: u8) {
+        let mut bytes = vec![flags, gso_type, 0, 0, 0, 0, 34, 0, 6, 0, 0, 0];
+        let packet = PacketBuilder::ethernet2(self.macs.0.0, self.macs.1.0)
+            .ipv4([10, 0, 0, 2], [10, 0, 0, host], 64)
+            .udp(1000, 2000);
+        packet.write(&mut bytes, &[7; 100]).unwrap();
+        let addr = BUFFERS + 2048 * u64::from(64 - self.a.driver.free());
+        self.a.write(addr, &bytes);
+        let len = u32::try_from(bytes.len()).unwrap();
+        self.a.driver.add(&[Segment { addr, len }], false).unwrap().unwrap();
+    }
+
+    fn service(&mut self) -> usize {
+        self.a.driver.publish().unwrap();
+        self.datapath.service_tx(&mut self.tx, Instant::now()).unwrap()
+    }
+
+    fn count(&self, port: PortId, counter: Counter) -> u64 {
+        self.counters.tally(port).get(counter)
+    }
+
+    fn dropped(&self, reason: DropReason) -> u64 {
+        self.counters.tally(A).drops().get(reason.name()).copied().unwrap_or(0)
+    }
+}
+
+#[test]
+fn what_was_not_negotiated_is_dropped() {
+    let table: [(u64, u8, u8, u64); 5] =
+        [(0, 0, 0, 1), (CSUM, 0, 0, 1), (CSUM, 1, 0, 1), (0, 1, 0, 0), (CSUM, 1, 1, 0)];
+    for (features, flags, gso_type, delivered) in table {
+        let mut pair = Pair::new(VERSION_1 | features);
+        pair.connect_b(4);
+        pair.send(3, flags, gso_type);
+        assert_eq!(pair.service(), 1);
+        let found = (pair.count(A, Counter::DeliveredVm), pair.dropped(DropReason::VnetMalformed));
+        assert_eq!(found, (delivered, 1 - delivered), "{features:#x} {flags} {gso_type}");
+    }
+}
+
+#[test]
+fn nothing_vanishes() {
+    let mut pair = Pair::new(VERSION_1);
+    pair.send(3, 0, 0);
+    pair.service();
+    assert_eq!(pair.dropped(DropReason::RxNotConnected), 1);
+    pair.connect_b(2);
+    // Three to b with its two buffers, one to nobody, one to the router: answered with an error.
+    for host in [3, 3, 9, 3, 1] {
+        pair.send(host, 0, 0);
+    }
+    assert_eq!(pair.service(), 5);
+    assert_eq!(pair.count(A, Counter::DeliveredVm), 2);
+    assert_eq!(pair.dropped(DropReason::RxRingFull), 1);
+    assert_eq!(pair.dropped(DropReason::HostUnknown), 1);
+    assert_eq!((pair.count(B, Counter::Emitted), pair.count(B, Counter::Refused)), (2, 2));
+    let tally = pair.counters.tally(A);
+    let drops: u64 = tally.drops().values().sum();
+    let settled = tally.get(Counter::DeliveredVm) + tally.get(Counter::Consumed) + drops;
+    assert_eq!((tally.get(Counter::Received), settled), (6, 6));
+    let got: Vec<_> = std::iter::from_fn(|| pair.b.driver.pop_used().unwrap()).map(|u| u.len).collect();
+    assert_eq!(got, [154, 154]);
+    let back = std::iter::from_fn(|| pair.a.driver.pop_used().unwrap()).count();
+    assert_eq!(back, 6, "every transmit chain came back");
+}
+
+#[test]
+fn more_ports_than_before_are_no_trouble() {
+    let mut pair = Pair::new(VERSION_1);
+    pair.connect_b(4);
+    let small = topology::parse("test.toml", TOPOLOGY.split("[tenant.me.vm.b]").next().unwrap()).unwrap();
+    let large = topology::parse("test.toml", TOPOLOGY).unwrap();
+    for (topology, delivered) in [(small, 0), (large, 1)] {
+        pair.datapath.configure(Arc::new(Snapshot::build(&topology, &[])));
+        pair.send(3, 0, 0);
+        pair.service();
+        assert_eq!(pair.count(A, Counter::DeliveredVm), delivered);
+    }
+    assert_eq!(pair.dropped(DropReason::HostUnknown), 1);
+}

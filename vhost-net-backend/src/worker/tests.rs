@@ -1,0 +1,104 @@
+//! A worker with one guest that behaves badly, or an uplink that comes twice.
+
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
+
+use crossbeam::channel::bounded;
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::*;
+use crate::port::PortShared;
+use crate::vring::TxRing;
+use crate::vring::tests::{BUFFERS, Bench, VERSION_1};
+
+const TOPOLOGY: &str = r#"
+version = 1
+[tenant.me.network.lan]
+subnets = ["10.0.0.0/24"]
+[tenant.me.vm.a]
+nic = [{ network = "lan" }]
+"#;
+const PATIENCE: Duration = Duration::from_secs(5);
+
+fn setup() -> WorkerSetup {
+    let topology = topology::parse("test.toml", TOPOLOGY).unwrap();
+    let snapshot = Arc::new(Snapshot::build(&topology, &[]));
+    let ports = vec![PortShared::new(PortId(0), "me/a.0".to_owned(), Some(1))].into();
+    let (uplink_events, _) = unbounded();
+    let counters = Counters::new(1, 1);
+    WorkerSetup { index: 0, cpu: None, poll: Poll::Adaptive, snapshot, ports, counters, uplink_events }
+}
+
+fn queue(bench: &Bench, kick: &OwnedFd) -> TxQueue {
+    let mut setup = bench.setup(0, None);
+    setup.kick = Some(kick.try_clone().unwrap());
+    let ring = TxRing::new(&mut setup).unwrap();
+    TxQueue { port: PortId(0), pair: 0, memory: setup.memory, ring, enabled: true }
+}
+
+/// Whether the worker still obeys.
+fn obeys(worker: &WorkerHandle) -> bool {
+    let (reply, answer) = bounded(1);
+    worker.send(Command::EnableTx { port: PortId(0), pair: 0, enabled: true, reply });
+    answer.recv_timeout(PATIENCE).is_ok()
+}
+
+#[test]
+fn a_kick_that_blocks_holds_nobody() {
+    let (worker, thread) = spawn(setup()).unwrap();
+    let bench = Bench::new(16, VERSION_1, false);
+    // As a VMM can make it at any time: O_NONBLOCK belongs to the file description.
+    let kick = eventfd(0, EventfdFlags::empty()).unwrap();
+    worker.send(Command::StartTx(Box::new(queue(&bench, &kick))));
+    assert!(obeys(&worker) && obeys(&worker), "held by the kick");
+    worker.send(Command::Stop);
+    thread.join().unwrap();
+}
+
+#[test]
+fn every_kick_wakes_a_worker_that_sleeps() {
+    for features in [VERSION_1, VERSION_1 | 1 << 29] {
+        let (worker, thread) = spawn(setup()).unwrap();
+        let mut bench = Bench::new(16, features, false);
+        let kick = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        worker.send(Command::StartTx(Box::new(queue(&bench, &kick))));
+        for _ in 0..50 {
+            // Long enough for it to give up polling and arm.
+            std::thread::sleep(Duration::from_millis(1));
+            let buffer = crate::demo_guest::ring::Segment { addr: BUFFERS, len: 64 };
+            bench.driver.add(&[buffer], false).unwrap();
+            if bench.driver.publish().unwrap() {
+                rustix::io::write(&kick, &1_u64.to_ne_bytes()).unwrap();
+            }
+            let start = Instant::now();
+            while bench.driver.pop_used().unwrap().is_none() {
+                assert!(start.elapsed() < PATIENCE, "a wake-up was lost");
+                std::thread::yield_now();
+            }
+        }
+        worker.send(Command::Stop);
+        thread.join().unwrap();
+    }
+}
+
+#[test]
+fn a_source_may_be_quiet_for_hours() {
+    let (_handle, mut worker) = prepare(setup()).unwrap();
+    let bench = Bench::new(16, VERSION_1, false);
+    worker.poll = Poll::Busy;
+    worker.start(queue(&bench, &eventfd(0, EventfdFlags::NONBLOCK).unwrap()));
+    worker.sources.iter_mut().for_each(|entry| entry.quiet = u32::MAX);
+    assert_eq!(worker.service(Instant::now()), 0);
+    assert_eq!(worker.sources.iter_mut().map(|entry| entry.quiet).max(), Some(u32::MAX));
+}
+
+#[test]
+fn an_uplink_that_comes_again_replaces_the_one_before() {
+    let (_handle, mut worker) = prepare(setup()).unwrap();
+    for _ in 0..3 {
+        let (ours, _theirs) = UnixDatagram::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        worker.start_uplink(PortId(0), Tap::new(ours.into()));
+    }
+    assert_eq!(worker.sources.iter_mut().count(), 1);
+}
