@@ -195,6 +195,9 @@ impl Scenario {
             "version = 1\n[router]\nname = {:?}\nsocket_group = {:?}\n",
             self.topology.router.name, self.topology.router.socket_group
         );
+        if !self.topology.router.cpus.is_empty() {
+            writeln!(file, "cpus = {:?}", self.topology.router.cpus)?;
+        }
         for uplink in &self.topology.uplinks {
             let UplinkKind::Tap { device } = &uplink.kind else { bail!("only taps can be written") };
             let addresses = list(&uplink.addresses);

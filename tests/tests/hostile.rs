@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use tests::hostile::{Field, cases};
+use tests::skip;
 
 /// Only cases whose name contains this run, if it is set.
 fn chosen() -> String {
@@ -12,8 +13,26 @@ fn chosen() -> String {
 
 #[test]
 fn nobody_is_hurt() -> Result<()> {
+    run(&[])
+}
+
+#[test]
+fn nobody_is_hurt_with_two_workers() -> Result<()> {
+    if skip::unless("nobody_is_hurt_with_two_workers", &[two_cpus()]) {
+        return Ok(());
+    }
+    run(&[0, 1])
+}
+
+/// A worker is pinned to each.
+fn two_cpus() -> skip::Need {
+    let count = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    if count < 2 { Err(format!("needs two CPUs, there is {count}")) } else { Ok(()) }
+}
+
+fn run(cpus: &[usize]) -> Result<()> {
     let only = chosen();
-    let mut field = Field::new()?;
+    let mut field = Field::new(cpus)?;
     let mut failed = Vec::new();
     let mut count = 0;
     println!(
@@ -33,7 +52,7 @@ fn nobody_is_hurt() -> Result<()> {
             println!("    {error:#}");
             failed.push(case.name);
             // What it broke must not fail the next one.
-            field = Field::new()?;
+            field = Field::new(cpus)?;
         }
     }
     println!("{count} cases, {} failed", failed.len());

@@ -19,7 +19,6 @@ use crate::port::{Device, PortShared, PortTable, lock};
 use crate::uplink::keeper::{self, Keeper, Kept, hand_out, report};
 use crate::uplink::tap_device::{self, TapConfig, TapDevice};
 use crate::vhost_user::{Attach, End, ListenPort, Listeners, Ports, SessionConfig, SessionError};
-use crate::vring::Watchdog;
 use crate::worker::{self, Command, WorkerHandle, WorkerSetup};
 
 /// What the rest of the daemon (control, CLI) may look at while it runs.
@@ -46,7 +45,6 @@ pub struct Daemon {
     keeper: Keeper,
     workers: Arc<[WorkerHandle]>,
     threads: Vec<JoinHandle<()>>,
-    watchdog: Watchdog,
 }
 
 impl Daemon {
@@ -71,7 +69,6 @@ impl Daemon {
         let run_dir = run_dir.to_owned();
         let view = View { topology: Arc::clone(&topology), snapshot, ports, counters, run_dir };
 
-        let watchdog = Watchdog::start().context("cannot start the watchdog")?;
         let events = keeper::channel();
         let started: anyhow::Result<Vec<_>> =
             (0..count).map(|index| start_worker(&view, index, events.0.clone())).collect();
@@ -88,7 +85,7 @@ impl Daemon {
         let group = Some(view.topology.router.socket_group.as_str());
         let listeners = Listeners::start(listen_ports(&view), group, Arc::new(attachments))?;
         let control = control::serve(view.clone()).context("cannot start the control socket")?;
-        Ok(Self { view, control, listeners, keeper, workers, threads, watchdog })
+        Ok(Self { view, control, listeners, keeper, workers, threads })
     }
 
     /// What is running.
@@ -107,7 +104,6 @@ impl Daemon {
             let _ = thread.join();
         }
         self.keeper.stop();
-        self.watchdog.stop();
     }
 }
 

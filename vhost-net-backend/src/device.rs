@@ -9,7 +9,7 @@ use router::PortId;
 use crate::datapath::TxQueue;
 use crate::port::{Device, Negotiated, Peer, PortShared, PortTable, RingStatus, lock};
 use crate::vhost_user::Hangup;
-use crate::vring::{RingError, RingSetup, RxRing, TxRing, notify};
+use crate::vring::{RingError, RingSetup, RxRing, TxRing};
 use crate::worker::{Command, WorkerHandle};
 
 /// The [`Device`] of one connected VMM.
@@ -113,11 +113,7 @@ impl Device for PortDevice {
                 worker.send(Command::SetCall { port: self.port, pair, call });
             }
         } else if let Some(shared) = self.shared() {
-            let copy = call.as_ref().and_then(|call| call.try_clone().ok());
-            shared.with_rx(pair, |rx| rx.ring().replace_call(call));
-            // A signal may have been due while there was nobody to signal. Not under the ring's lock: the front end
-            // could make this wait.
-            copy.iter().for_each(notify);
+            shared.with_rx(pair, |rx| rx.ring().set_call(call));
         }
     }
 

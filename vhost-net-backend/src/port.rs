@@ -154,11 +154,15 @@ impl PortShared {
         lock(&self.link).memory = Arc::downgrade(memory);
     }
 
-    /// Whether the connected guest's memory lost a page.
+    /// Whether the connected guest's memory lost a page; said once.
     #[must_use]
-    pub fn memory_is_dead(&self) -> bool {
-        let memory = lock(&self.link).memory.upgrade();
-        memory.is_some_and(|memory| memory.is_dead())
+    pub fn lost_memory(&self) -> bool {
+        let mut link = lock(&self.link);
+        let lost = link.memory.upgrade().is_some_and(|memory| memory.is_dead());
+        if lost {
+            link.memory = Weak::new();
+        }
+        lost
     }
 
     /// Notes that a vring stopped by itself, and ends the connection: the next VMM finds the port free.

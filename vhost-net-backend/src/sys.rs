@@ -106,35 +106,25 @@ fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// A thread, to interrupt what it waits in.
-#[derive(Clone, Copy, Debug)]
-pub struct ThreadId(libc::pid_t);
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{EventfdFlags, eventfd};
+    use std::os::fd::AsFd;
 
-impl ThreadId {
-    /// The calling thread.
-    #[must_use]
-    pub fn current() -> Self {
-        Self(rustix::thread::gettid().as_raw_nonzero().get())
+    #[test]
+    fn every_signal_arrives_whoever_sends_it() {
+        const EACH: u64 = 5_000;
+        let fds: Vec<_> = (0..4).map(|_| eventfd(0, EventfdFlags::empty()).unwrap()).collect();
+        std::thread::scope(|scope| {
+            for fd in &fds {
+                scope.spawn(|| (0..EACH).for_each(|_| signal(fd.as_fd())));
+            }
+        });
+        for fd in &fds {
+            let mut count = [0; 8];
+            rustix::io::read(fd, &mut count).unwrap();
+            assert_eq!(u64::from_ne_bytes(count), EACH);
+        }
     }
-
-    /// Ends the system call that it waits in, with EINTR, once [`prepare_interrupts`] was called.
-    pub fn interrupt(self) {
-        // SAFETY: takes numbers only. A thread that has ended is not found; its number is used again long after.
-        unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), self.0, libc::SIGRTMIN()) };
-    }
-}
-
-/// Makes the signal of [`ThreadId::interrupt`] do nothing but interrupt.
-///
-/// # Errors
-/// The kernel refused.
-#[expect(clippy::as_conversions, reason = "libc has the handler's address as a number")]
-pub fn prepare_interrupts() -> io::Result<()> {
-    extern "C" fn nothing(_: libc::c_int) {}
-    let handler: extern "C" fn(libc::c_int) = nothing;
-    // SAFETY: all zeros is a legal sigaction: no flags, so no SA_RESTART.
-    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    action.sa_sigaction = handler as *const () as libc::sighandler_t;
-    // SAFETY: `action` is whole, and the handler does nothing.
-    check(unsafe { libc::sigaction(libc::SIGRTMIN(), &raw const action, std::ptr::null_mut()) })
 }

@@ -260,7 +260,7 @@ impl Worker {
     #[cold]
     fn bury(&mut self) {
         self.deaths = guest_memory::deaths();
-        for port in self.ports.iter().filter(|port| port.memory_is_dead()) {
+        for port in self.ports.iter().filter(|port| port.lost_memory()) {
             port.report_fault(&PortFault::MemoryGone);
         }
     }

@@ -62,12 +62,13 @@ pub struct Field {
 }
 
 impl Field {
-    /// Starts everything.
+    /// Starts everything; the daemon has a worker on each of these CPUs, or one on any.
     ///
     /// # Errors
     /// Whatever does not start.
-    pub fn new() -> Result<Self> {
+    pub fn new(cpus: &[usize]) -> Result<Self> {
         let mut scenario = Scenario::default();
+        scenario.topology.router.cpus = cpus.to_vec();
         let acme = scenario.tenant("acme", &["10.0.0.0/24", "fd00:1::/64"], &[])?;
         let globex = scenario.tenant("globex", &["10.0.0.0/24", "fd00:1::/64"], &[])?;
         let mut host = |tenant, name, shape| -> Result<Host> {

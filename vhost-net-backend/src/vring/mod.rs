@@ -10,7 +10,6 @@
 //! [`PortFault`]: the vring stops until the front end starts it again.
 
 mod chain;
-mod notify;
 mod rx;
 mod split;
 #[cfg(test)]
@@ -23,8 +22,6 @@ use std::sync::Arc;
 use crate::guest_memory::GuestMemory;
 
 pub use chain::{Burst, Frame};
-pub use notify::Watchdog;
-pub(crate) use notify::notify;
 pub use rx::RxRing;
 pub use split::SplitRing;
 pub use tx::TxRing;

@@ -4,7 +4,6 @@ use std::os::fd::OwnedFd;
 
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
-use super::notify::notify;
 use super::{PortFault, RingError, RingSetup};
 use crate::guest_memory::RingMemory;
 
@@ -65,11 +64,6 @@ impl SplitRing {
         self.kick.as_ref()
     }
 
-    /// Replaces the call eventfd; whoever does this on a thread that holds a lock tells the guest later.
-    pub fn replace_call(&mut self, call: Option<OwnedFd>) {
-        self.call = call;
-    }
-
     /// Replaces the call eventfd.
     pub fn set_call(&mut self, call: Option<OwnedFd>) {
         self.call = call;
@@ -79,7 +73,9 @@ impl SplitRing {
 
     /// Tells the front end that the vring stopped by itself (vhost-user, "VHOST_USER_SET_VRING_ERR").
     pub fn signal_error(&self) {
-        self.err.iter().for_each(notify);
+        if let Some(err) = &self.err {
+            sys::signal(err.as_fd());
+        }
     }
 
     /// How many chains the guest offers.
@@ -154,6 +150,8 @@ impl SplitRing {
     }
 
     fn ring_call(&self) {
-        self.call.iter().for_each(notify);
+        if let Some(call) = &self.call {
+            sys::signal(call.as_fd());
+        }
     }
 }

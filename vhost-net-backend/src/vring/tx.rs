@@ -21,10 +21,10 @@ const MAX_MALFORMED: usize = 10_000;
 pub struct TxRing {
     ring: SplitRing,
     header_len: u32,
-    sender: OffloadCaps,
     /// Malformed chains, and the second that they came in.
     malformed: usize,
     second: Option<Instant>,
+    sender: OffloadCaps,
 }
 
 impl TxRing {
@@ -33,8 +33,9 @@ impl TxRing {
     /// # Errors
     /// See [`RingError`].
     pub fn new(setup: &mut RingSetup) -> Result<Self, RingError> {
-        let (header_len, sender) = (setup.header_len(), OffloadCaps::of_sender(setup.features));
-        Ok(Self { ring: SplitRing::new(setup)?, header_len, sender, malformed: 0, second: None })
+        let sender = OffloadCaps::of_sender(setup.features);
+        let (ring, header_len) = (SplitRing::new(setup)?, setup.header_len());
+        Ok(Self { ring, header_len, malformed: 0, second: None, sender })
     }
 
     /// The ring itself, for notifications.
