@@ -1,11 +1,12 @@
 //! One split virtqueue: indices, publishing, notifications. Transmit and receive share it.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use super::{PortFault, RingError, RingSetup};
 use crate::guest_memory::RingMemory;
+use crate::sys;
 
 /// A running vring.
 #[derive(Debug)]
