@@ -1,7 +1,7 @@
 //! A tap uplink that is taken down, deleted, and comes again.
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tests::scenario::{Scenario, VmShape};
@@ -37,23 +37,35 @@ impl Bench {
 
     /// Pings until it is as wanted.
     fn until_answered(&mut self, wanted: bool, what: &str) -> Result<()> {
-        let end = std::time::Instant::now() + PATIENCE;
+        let end = Instant::now() + PATIENCE;
         while self.answered()? != wanted {
-            ensure!(std::time::Instant::now() < end, "{what}: not seen; {}", self.daemon.log());
+            ensure!(Instant::now() < end, "{what}: not seen; {}", self.daemon.log());
         }
         Ok(())
     }
 
-    fn uplink(&self) -> Result<serde_json::Value> {
+    fn ports(&self) -> Result<Vec<serde_json::Value>> {
         let stats = self.daemon.stats()?;
-        let ports = stats["ports"].as_array().context("no ports")?;
-        ports.iter().find(|port| !port["uplink"].is_null()).cloned().context("no uplink")
+        stats.get("ports").and_then(|ports| ports.as_array()).cloned().context("no ports")
+    }
+
+    /// Asks for the state until the daemon has noticed.
+    fn until_state(&self, wanted: &str) -> Result<()> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let ports = self.ports()?;
+            let uplink = ports.iter().find(|port| port.get("uplink").is_some_and(|name| !name.is_null()));
+            let state = uplink.and_then(|port| port.get("state")).context("no uplink")?;
+            if state == wanted {
+                return Ok(());
+            }
+            ensure!(Instant::now() < end, "the uplink is {state}, not {wanted}; {}", self.daemon.log());
+        }
     }
 
     fn drops(&self, reason: &str) -> Result<u64> {
-        let stats = self.daemon.stats()?;
-        let ports = stats["ports"].as_array().context("no ports")?;
-        Ok(ports.iter().filter_map(|port| port["drops"][reason].as_u64()).sum())
+        let count = |port: &serde_json::Value| port.get("drops")?.get(reason)?.as_u64();
+        Ok(self.ports()?.iter().filter_map(count).sum())
     }
 }
 
@@ -61,11 +73,11 @@ fn goes_down_and_comes_up(bench: &mut Bench) -> Result<()> {
     bench.until_answered(true, "the kernel answers")?;
     bench.wan.router.run("ip link set vmr0 down")?;
     bench.until_answered(false, "the link is down")?;
-    ensure!(bench.uplink()?["state"] == "down", "{}", bench.uplink()?);
+    bench.until_state("down")?;
     ensure!(bench.drops("uplink.down")? > 0, "nothing was counted");
     bench.wan.router.run("ip link set vmr0 up")?;
     bench.until_answered(true, "the link is up again")?;
-    ensure!(bench.uplink()?["state"] == "up", "{}", bench.uplink()?);
+    bench.until_state("up")?;
     Ok(())
 }
 
@@ -73,7 +85,7 @@ fn is_deleted_and_made_again(bench: &mut Bench) -> Result<()> {
     bench.wan.router.run("ip link delete vmr0")?;
     bench.until_answered(false, "the device is gone")?;
     bench.until_answered(true, "the device is back")?;
-    ensure!(bench.uplink()?["state"] == "up", "{}", bench.uplink()?);
+    bench.until_state("up")?;
     bench.daemon.conserved()
 }
 
