@@ -7,11 +7,16 @@ use router::{DropReason, PortId};
 
 use super::report::Report;
 use super::scene::Scene;
+use crate::cli::{self, paint::Paint};
+use crate::control;
 use crate::counters::{Counter, Tally};
 use crate::daemon::View;
 
 /// How long the last frames may be under way.
 const SETTLE: Duration = Duration::from_secs(3);
+
+/// Columns of the narrowest terminal that the table fits.
+const WIDTH: usize = 80;
 
 /// Every port with its counters.
 fn tallies(view: &View) -> Vec<(String, Tally)> {
@@ -72,24 +77,12 @@ fn patiently(check: impl Fn() -> anyhow::Result<String>) -> anyhow::Result<Strin
     }
 }
 
-/// Prints it.
+/// Prints the table of packet-stats, and why frames were dropped.
 pub(super) fn table(view: &View) {
-    let columns = [
-        Counter::Received,
-        Counter::DeliveredVm,
-        Counter::DeliveredUplink,
-        Counter::Consumed,
-        Counter::Held,
-        Counter::Emitted,
-    ];
-    print!("{:<12}", "port");
-    columns.iter().for_each(|column| print!("{:>17}", column.name()));
-    println!("{:>10}  dropped", "balance");
+    print!("{}", cli::stats::render(&control::stats(view), Paint::stdout(), WIDTH, false));
     for (name, tally) in tallies(view) {
-        print!("{name:<12}");
-        columns.iter().for_each(|column| print!("{:>17}", tally.get(*column)));
-        let drops: Vec<_> = tally.drops().iter().map(|(reason, count)| format!("{reason} {count}")).collect();
-        let drops = if drops.is_empty() { "-".to_owned() } else { drops.join(", ") };
-        println!("{:>10}  {drops}", tally.balance());
+        for (reason, count) in tally.drops() {
+            println!("{name} dropped {count}: {reason}");
+        }
     }
 }

@@ -56,24 +56,26 @@ pub fn run(options: &DemoOptions) -> anyhow::Result<bool> {
     let kit = if options.qemu { Some(qemu::Kit::prepare(&mut report)?) } else { None };
     let topology = topology::read(&file).map_err(|problems| anyhow::anyhow!("{}", problems.render(false)))?;
     let daemon = Daemon::start(topology, run_dir).context("cannot start the daemon")?;
-    match kit {
-        Some(kit) => qemu::play(&kit, &daemon, &mut report)?,
-        None => built_in(&daemon, options.bytes, &mut report)?,
-    }
+    // Kept until the table is printed, which shows them attached.
+    let guests = match kit {
+        Some(kit) => qemu::play(&kit, &daemon, &mut report).map(|()| None)?,
+        None => Some(built_in(&daemon, options.bytes, &mut report)?),
+    };
     println!();
     account::table(daemon.view());
     println!();
     report.verdict();
+    drop(guests);
     daemon.stop();
     Ok(report.all_well())
 }
 
-fn built_in(daemon: &Daemon, bytes: u64, report: &mut Report) -> anyhow::Result<()> {
+fn built_in(daemon: &Daemon, bytes: u64, report: &mut Report) -> anyhow::Result<Scene> {
     let mut scene = Scene::attach(daemon, report)?;
     scene.play(bytes, report);
     account::settle(daemon.view(), report);
     account::compare(daemon.view(), &scene, report);
-    Ok(())
+    Ok(scene)
 }
 
 fn write_topology(run_dir: &Path) -> anyhow::Result<PathBuf> {
