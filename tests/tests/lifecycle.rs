@@ -83,11 +83,16 @@ fn outage(daemon: &mut Daemon, guest: &mut Guest, ip: &str) -> Result<()> {
     daemon.start_again()?;
     thread::sleep(Duration::from_secs(9).saturating_sub(ping_start.elapsed()));
     let report = guest.ok("cat /tmp/outage")?;
-    let first =
-        report.lines().find_map(|line| line.split_once("seq=")?.1.split(' ').next()?.parse::<u32>().ok());
+    // Requests wait in the ring while nobody serves it and are answered late: what counts is when an answer came.
+    let came = |line: &str| {
+        let (seq, rest) = line.split_once("seq=")?.1.split_once(' ')?;
+        let millis: f64 = rest.split_once("time=")?.1.split(' ').next()?.parse().ok()?;
+        Some(PING_EVERY * seq.parse::<u32>().ok()? + Duration::from_secs_f64(millis / 1e3))
+    };
+    let first = report.lines().filter_map(came).min();
     let first =
         first.with_context(|| format!("nothing was answered after the daemon's restart\n{report}"))?;
-    let resumed = (PING_EVERY * first).saturating_sub(daemon_start - ping_start);
+    let resumed = first.saturating_sub(daemon_start - ping_start);
     step(&format!("traffic resumed {resumed:?} after the daemon's start"));
     ensure!(resumed <= RESUME, "{report}");
     let index_after = guest.ok("cat /sys/class/net/eth0/ifindex")?;
