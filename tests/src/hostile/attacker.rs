@@ -353,6 +353,25 @@ impl Attacker {
         self.show(ring, self.next(ring))
     }
 
+    /// Offers `count` chains of this one descriptor, each with a head of its own: the same head twice stops a ring.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn offer_copies(&mut self, ring: u32, desc: Desc, count: u16) -> Result<()> {
+        self.descriptors(ring, 0, &[desc; 256])?;
+        let first = self.next(ring);
+        let heads: Vec<_> = (0..count).map(|i| first.wrapping_add(i) % SIZE).collect();
+        self.offer(ring, &heads)
+    }
+
+    /// Chains that may be offered now without overrunning the ring.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn free(&self, ring: u32) -> Result<u16> {
+        Ok(SIZE - self.offered(ring).wrapping_sub(self.used(ring)?))
+    }
+
     /// Writes any avail index, and kicks.
     ///
     /// # Errors

@@ -163,9 +163,8 @@ fn large(field: &mut Field, gso_size: u16) -> Result<Option<usize>> {
     let frame = tcp4(field.attacked, field.witness, 60_000);
     let bytes = [Vnet { gso_size, ..TSO }.bytes(), frame].concat();
     attacker.write(BUFFERS, &bytes)?;
-    attacker.descriptors(TX, 0, &[Desc::last(BUFFERS, u32::try_from(bytes.len())?, 0)])?;
     for _ in 0..3 {
-        attacker.offer(TX, &[0; 64])?;
+        attacker.offer_copies(TX, Desc::last(BUFFERS, u32::try_from(bytes.len())?, 0), 64)?;
         attacker.comes_back(TX, attacker.offered(TX))?;
     }
     let heard = field.witnessed().ok();

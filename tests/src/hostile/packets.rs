@@ -203,9 +203,8 @@ pub const CASES: &[Case] = &[
         let bytes = [vec![0; 12], frame].concat();
         attacker.write(super::attacker::BUFFERS, &bytes)?;
         let len = u32::try_from(bytes.len())?;
-        attacker.descriptors(TX, 0, &[Desc::last(super::attacker::BUFFERS, len, 0)])?;
         for _ in 0..10 {
-            attacker.offer(TX, &[0; 100])?;
+            attacker.offer_copies(TX, Desc::last(super::attacker::BUFFERS, len, 0), 100)?;
             attacker.comes_back(TX, attacker.offered(TX))?;
         }
         let answers = attacker.used(super::attacker::RX)?;
@@ -353,11 +352,9 @@ pub const CASES: &[Case] = &[
         let bytes = [vec![0; 12], to4(f, f.absent.ip4)].concat();
         attacker.write(super::attacker::BUFFERS, &bytes)?;
         let len = u32::try_from(bytes.len())?;
-        attacker.descriptors(TX, 0, &[Desc::last(super::attacker::BUFFERS, len, 0)])?;
         let end = Instant::now() + Duration::from_millis(500);
         while Instant::now() < end {
-            let free = SIZE - attacker.offered(TX).wrapping_sub(attacker.used(TX)?);
-            attacker.offer(TX, &vec![0; usize::from(free)])?;
+            attacker.offer_copies(TX, Desc::last(super::attacker::BUFFERS, len, 0), attacker.free(TX)?)?;
         }
         Ok(())
     }),

@@ -60,8 +60,7 @@ pub const CASES: &[Case] = &[
             .map(|i| Desc::then(BUFFERS, 0, 0, u16::try_from((i + 1) % 32768).unwrap_or(0)))
             .collect();
         attacker.table_at(BUFFERS, &table)?;
-        attacker.descriptors(TX, 0, &[Desc::last(BUFFERS, 16 * 32767, INDIRECT)])?;
-        attacker.offer(TX, &[0; 64])?;
+        attacker.offer_copies(TX, Desc::last(BUFFERS, 16 * 32767, INDIRECT), 64)?;
         attacker.comes_back(TX, 64)
     }),
     case("B45 256 empty descriptors", "a transmit chain without bytes", BAD, |f| {
@@ -69,12 +68,28 @@ pub const CASES: &[Case] = &[
         let mut attacker = f.started()?;
         attacker.descriptors(TX, 0, &chain)?;
         attacker.descriptors(TX, SIZE - 1, &[Desc::last(BUFFERS, 0, 0)])?;
-        attacker.offer(TX, &[0; 200])?;
+        attacker.offer(TX, &(0..200).collect::<Vec<_>>())?;
         attacker.comes_back(TX, 200)
     }),
     case("B45 one empty descriptor", "a transmit buffer of 0 bytes", BAD, |f| {
         chain(f, &[Desc::last(BUFFERS, 0, 0)])
     }),
+    case(
+        "B48 read-only receive buffer behind others",
+        "1-byte buffers, then one that is no buffer: it must not stay in the way",
+        Wanted::Delivered,
+        |f| {
+            let mut attacker = f.started()?;
+            let small = [Desc::last(BUFFERS, 1, WRITE); 8];
+            attacker.descriptors(RX, 0, &[&small[..], &[Desc::last(BUFFERS, 4096, 0)]].concat())?;
+            attacker.descriptors(RX, 9, &[Desc::last(BUFFERS, 4096, WRITE); 2])?;
+            attacker.offer(RX, &(0..11).collect::<Vec<_>>())?;
+            to_attacked(f)?;
+            attacker.comes_back(RX, 9)?;
+            to_attacked(f)?;
+            attacker.comes_back(RX, 10)
+        },
+    ),
     case("B45 empty receive buffers", "256 receive buffers of 0 bytes", Wanted::Harmless, |f| {
         receive(f, SIZE, 0, 0)
     }),
@@ -145,14 +160,35 @@ pub const CASES: &[Case] = &[
         attacker.error_signalled(RX)?;
         attacker.wire.closes_within(SOON)
     }),
-    case("B49 one head 256 times", "the whole ring offers one chain", Wanted::Delivered, |f| {
-        let mut attacker = f.started()?;
-        let frame = udp4(f.attacked, f.witness, b"again and again");
-        attacker.write(BUFFERS, &[vec![0; 12], frame.clone()].concat())?;
-        attacker.descriptors(TX, 0, &[Desc::last(BUFFERS, u32::try_from(12 + frame.len())?, 0)])?;
+    case("B49 one head 256 times", "the whole ring offers one chain: sent once", Wanted::PortDies, |f| {
+        let mut attacker = again(f)?;
         attacker.offer(TX, &[0; 256])?;
-        attacker.comes_back(TX, SIZE)
+        attacker.error_signalled(TX)?;
+        attacker.wire.closes_within(SOON)?;
+        ensure!(attacker.used(TX)? == 1, "{} came back", attacker.used(TX)?);
+        f.witnessed()?;
+        f.silence()
     }),
+    case("B49 one head twice, apart", "the same head 40 chains later", Wanted::PortDies, |f| {
+        let mut attacker = again(f)?;
+        let heads: Vec<_> = (0..40).chain([0]).collect();
+        attacker.offer(TX, &heads)?;
+        attacker.error_signalled(TX)?;
+        attacker.wire.closes_within(SOON)
+    }),
+    case(
+        "B49 one head after the other",
+        "each time it has come back: that is legal",
+        Wanted::Delivered,
+        |f| {
+            let mut attacker = again(f)?;
+            for turn in 1..=200 {
+                attacker.offer(TX, &[0])?;
+                attacker.comes_back(TX, turn)?;
+            }
+            (0..200).try_for_each(|_| f.witnessed().map(drop))
+        },
+    ),
     case("B50 receive into the used ring", "a receive buffer over our used ring", Wanted::Harmless, |f| {
         receive_into(f, used_at(RX))
     }),
@@ -309,11 +345,9 @@ pub const CASES: &[Case] = &[
         Wanted::PortDies,
         |f| {
             let mut attacker = f.started()?;
-            attacker.descriptors(TX, 0, &[Desc::then(BUFFERS, 0, 0, 0)])?;
             let end = std::time::Instant::now() + SOON;
             while std::time::Instant::now() < end && !attacker.wire.is_closed() {
-                let free = SIZE - attacker.offered(TX).wrapping_sub(attacker.used(TX)?);
-                attacker.offer(TX, &vec![0; usize::from(free)])?;
+                attacker.offer_copies(TX, Desc::then(BUFFERS, 0, 0, 0), attacker.free(TX)?)?;
             }
             attacker.error_signalled(TX)?;
             attacker.wire.closes_within(SOON)?;
@@ -321,6 +355,15 @@ pub const CASES: &[Case] = &[
         },
     ),
 ];
+
+/// An attacker with one good transmit chain in each descriptor.
+fn again(field: &mut Field) -> Result<Attacker> {
+    let attacker = field.started()?;
+    let bytes = [vec![0; 12], udp4(field.attacked, field.witness, b"again and again")].concat();
+    attacker.write(BUFFERS, &bytes)?;
+    attacker.descriptors(TX, 0, &[Desc::last(BUFFERS, u32::try_from(bytes.len())?, 0); 256])?;
+    Ok(attacker)
+}
 
 fn chain(field: &mut Field, descs: &[Desc]) -> Result<()> {
     field.started()?.transmit(descs)
@@ -405,8 +448,10 @@ fn raced_with(field: &mut Field, change: impl Fn(&Attacker, u16) -> Result<()> +
             Ok(())
         });
         while std::time::Instant::now() < end {
-            let free = SIZE - attacker.offered(TX).wrapping_sub(attacker.used(TX)?);
-            attacker.offer(TX, &vec![0; usize::from(free.min(32))])?;
+            // One at a time: a chain offered twice ends the ring.
+            if attacker.free(TX)? == SIZE {
+                attacker.offer(TX, &[0])?;
+            }
             field.silent_witness()?;
         }
         racer.join().unwrap_or(Ok(()))

@@ -244,7 +244,9 @@ pub const CASES: &[Case] = &[
             attacker.descriptors(TX, 0, &[Desc::last(BUFFERS, u32::try_from(bytes.len())?, 0)])?;
             let end = Instant::now() + Duration::from_millis(350);
             while Instant::now() < end {
-                attacker.offer(TX, &[0])?;
+                if attacker.free(TX)? == SIZE {
+                    attacker.offer(TX, &[0])?;
+                }
                 thread::sleep(Duration::from_micros(200));
             }
             // Nobody reads any more: a worker that waits for room in the counter waits in vain.

@@ -96,6 +96,12 @@ pub enum PortFault {
         /// Entries.
         size: u16,
     },
+    /// A transmit chain was offered again before it was given back: its buffer may be in use for something else by then.
+    #[error("the chain at descriptor {head} was offered again before it was given back")]
+    HeadTwice {
+        /// Its head.
+        head: u16,
+    },
     /// More malformed chains within a second than any mistake explains.
     #[error("too many malformed descriptor chains")]
     MalformedChains,

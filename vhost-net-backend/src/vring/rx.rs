@@ -6,7 +6,7 @@ use arrayvec::ArrayVec;
 use router::{DropReason, OffloadCaps, VnetHeader};
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 
-use super::chain::{Access, walk};
+use super::chain::{Access, ChainError, walk};
 use super::{PortFault, RingError, RingSetup, SEGMENTS, SplitRing};
 use crate::guest_memory::{GuestMemory, GuestSlice};
 
@@ -104,10 +104,11 @@ impl RxRing {
             }
         };
         if let Err(reason) = take(ring, available, memory, self.mergeable, need, &mut segments, &mut taken) {
-            // Only a malformed chain in front is given back; whatever else was taken stays the guest's offer.
+            // What was taken stays the guest's offer. But behind a malformed chain no frame would ever fit that needs the
+            // buffers before it as well: all of them go back, empty.
             ring.next_avail = before;
-            if reason == DropReason::RxBadBuffer && taken.is_empty() {
-                ring.give_back();
+            if reason == DropReason::RxBadBuffer {
+                (0..=taken.len()).for_each(|_| ring.give_back());
                 note_batch(batches, worker, ring.written());
             }
             return Err(reason);
@@ -190,8 +191,13 @@ fn take<'m>(
             return Err(DropReason::RxBufferSmall);
         }
         let head = ring.memory.avail_head(ring.next_avail);
+        let first = taken.is_empty();
         let capacity =
-            walk(&ring.memory, memory, head, Access::Write, segments).map_err(|_| DropReason::RxBadBuffer)?;
+            walk(&ring.memory, memory, head, Access::Write, segments).map_err(|error| match error {
+                // Legal as far as we looked: the frame is too large for buffers so small.
+                ChainError::NoRoom if !first => DropReason::RxRingFull,
+                ChainError::NoRoom | ChainError::Malformed => DropReason::RxBadBuffer,
+            })?;
         taken.try_push(Taken { head, capacity }).map_err(|_| DropReason::RxRingFull)?;
         ring.next_avail = ring.next_avail.wrapping_add(1);
         available -= 1;

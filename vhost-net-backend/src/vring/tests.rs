@@ -208,6 +208,69 @@ fn empty_receive_buffers_come_back_one_a_frame() {
 }
 
 #[test]
+fn a_malformed_receive_chain_behind_a_good_one_goes_back() {
+    // The frame needs two buffers, and the second is none: without that, no frame would ever get past it.
+    let bench = Bench::new(16, VERSION_1 | MERGE, false);
+    for i in 0..16 {
+        let flags = if i == 1 { 0 } else { WRITE };
+        bench.describe(bench.layout.desc, i, BUFFERS + 64 * u64::from(i), 64, flags, 0);
+    }
+    bench.offer(0, &(0..6).collect::<Vec<_>>());
+    let mut rx = bench.rx();
+    assert_eq!(rx.put(0, VnetHeader::default(), &[1; 100], &[]), Err(DropReason::RxBadBuffer));
+    assert_eq!(rx.put(0, VnetHeader::default(), &[1; 100], &[]), Ok(()));
+    rx.finish(0);
+    let used: Vec<[u32; 2]> = (0..4)
+        .map(|i| bench.ram.memory().read_obj(GuestAddress(bench.layout.used + 4 + 8 * i)).unwrap())
+        .collect();
+    assert_eq!((bench.used_idx(), used), (4, vec![[0, 0], [1, 0], [2, 64], [3, 48]]));
+    assert_eq!(rx.ring().base(), 4);
+}
+
+#[test]
+fn buffers_too_small_to_hold_a_frame_stay() {
+    // 600 descriptors of one byte each: two such chains are more segments than a frame may have.
+    let bench = Bench::new(1024, VERSION_1 | MERGE, false);
+    for i in 0..600 {
+        let (flags, next) = if i < 599 { (WRITE | NEXT, i + 1) } else { (WRITE, 0) };
+        bench.describe(bench.layout.desc, i, BUFFERS + u64::from(i), 1, flags, next);
+    }
+    bench.offer(0, &[0, 0]);
+    let mut rx = bench.rx();
+    assert_eq!(rx.put(0, VnetHeader::default(), &[1; 700], &[]), Err(DropReason::RxRingFull));
+    assert_eq!(rx.put(0, VnetHeader::default(), &[1; 500], &[]), Ok(()));
+}
+
+#[test]
+fn a_head_that_is_offered_twice_stops_the_ring() {
+    let bench = Bench::new(256, VERSION_1, false);
+    (0..256).for_each(|i| bench.describe(bench.layout.desc, i, BUFFERS, 64, 0, 0));
+    let now = std::time::Instant::now();
+    for (heads, count, stops) in [
+        (vec![3, 3], 1, true),
+        ((0..63).chain([62]).collect(), 63, true),
+        ((0..64).chain([0]).collect(), 64, false),
+        (vec![0], 1, false),
+    ] {
+        bench.ram.memory().write_obj(0_u16, GuestAddress(bench.layout.used + 2)).unwrap();
+        let mut ring = bench.tx();
+        bench.offer(0, &heads);
+        let mut burst = Burst::default();
+        ring.pop_burst(&bench.memory, &mut burst).unwrap();
+        ring.complete(&burst);
+        let wanted = if stops { Err(PortFault::HeadTwice { head: heads[count] }) } else { Ok(()) };
+        assert_eq!((burst.frames.len(), ring.judge(&burst, now)), (count, wanted));
+        assert_eq!(usize::from(bench.used_idx()), count);
+        // Whatever came back may be offered again.
+        let mut next = bench.offer(ring.ring().base(), &[5]);
+        let mut burst = Burst::default();
+        ring.pop_burst(&bench.memory, &mut burst).unwrap();
+        next = next.wrapping_sub(ring.ring().base());
+        assert_eq!((burst.frames.len(), next, ring.judge(&burst, now)), (1, 0, Ok(())));
+    }
+}
+
+#[test]
 fn an_index_that_jumps_stops_the_ring() {
     for (to, fault) in [(16, false), (17, true), (65535, true)] {
         let bench = Bench::new(16, VERSION_1, false);
@@ -491,7 +554,8 @@ proptest! {
         }
         bench.offer(0, &heads);
         let found: Vec<_> = pop(&mut bench.tx(), &bench.memory).iter().map(|f| f.0).collect();
-        prop_assert_eq!(&found, &heads);
+        let once = (1..=heads.len()).take_while(|n| !heads[..n - 1].contains(&heads[n - 1])).count();
+        prop_assert_eq!(&found, &heads[..once]);
         let mut rx = bench.rx();
         let base = rx.ring().base();
         for _ in 0..20 {

@@ -25,6 +25,9 @@ pub struct TxRing {
     malformed: usize,
     second: Option<Instant>,
     sender: OffloadCaps,
+    /// A bit for each head, set while a burst is popped: one that comes twice was offered before it was given back.
+    popped: Box<[u64]>,
+    repeated: Option<u16>,
 }
 
 impl TxRing {
@@ -35,7 +38,8 @@ impl TxRing {
     pub fn new(setup: &mut RingSetup) -> Result<Self, RingError> {
         let sender = OffloadCaps::of_sender(setup.features);
         let (ring, header_len) = (SplitRing::new(setup)?, setup.header_len());
-        Ok(Self { ring, header_len, malformed: 0, second: None, sender })
+        let popped = vec![0; usize::from(setup.size).div_ceil(64)].into();
+        Ok(Self { ring, header_len, malformed: 0, second: None, sender, popped, repeated: None })
     }
 
     /// The ring itself, for notifications.
@@ -63,17 +67,22 @@ impl TxRing {
     }
 
     /// Pops what there is, at most [`BURST`] frames. A malformed chain becomes a frame without buffers, so that it is
-    /// counted and given back like any other.
+    /// counted and given back like any other. A chain that is offered twice ends the burst, and [`Self::judge`] the ring.
     ///
     /// # Errors
     /// The ring can no longer be trusted.
     pub fn pop_burst<'m>(&mut self, memory: &'m GuestMemory, burst: &mut Burst<'m>) -> Result<(), PortFault> {
         for _ in 0..self.ring.available()?.min(u16::try_from(BURST).unwrap_or(u16::MAX)) {
             let head = self.ring.memory.avail_head(self.ring.next_avail);
+            if !self.mark(head) {
+                self.repeated = Some(head);
+                break;
+            }
             let first = burst.segments.len();
             let walked = walk(&self.ring.memory, memory, head, Access::Read, &mut burst.segments);
             if walked == Err(ChainError::NoRoom) && first > 0 {
                 burst.segments.truncate(first);
+                self.unmark(head);
                 break;
             }
             let frame = match walked {
@@ -90,14 +99,35 @@ impl TxRing {
             }
             self.ring.next_avail = self.ring.next_avail.wrapping_add(1);
         }
+        for frame in &burst.frames {
+            self.unmark(frame.head);
+        }
         Ok(())
+    }
+
+    /// Notes that the burst has this head; `false` if it had it already. One outside the ring is a malformed chain.
+    fn mark(&mut self, head: u16) -> bool {
+        let Some(word) = self.popped.get_mut(usize::from(head / 64)) else { return true };
+        let bit = 1 << (head % 64);
+        let new = *word & bit == 0;
+        *word |= bit;
+        new
+    }
+
+    fn unmark(&mut self, head: u16) {
+        if let Some(word) = self.popped.get_mut(usize::from(head / 64)) {
+            *word &= !(1 << (head % 64));
+        }
     }
 
     /// Counts the malformed chains of a burst that is completed.
     ///
     /// # Errors
-    /// There were too many: the guest is broken, or wants to keep us busy.
+    /// There were too many: the guest is broken, or wants to keep us busy. Or one chain was offered twice at a time.
     pub fn judge(&mut self, burst: &Burst<'_>, now: Instant) -> Result<(), PortFault> {
+        if let Some(head) = self.repeated.take() {
+            return Err(PortFault::HeadTwice { head });
+        }
         let malformed = burst.frames.iter().filter(|frame| frame.count == 0).count();
         if malformed == 0 {
             return Ok(());
