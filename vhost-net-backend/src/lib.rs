@@ -9,7 +9,8 @@
 //! Guests come and go by vhost-user ([`vhost_user`]): a thread for each connected VM speaks the protocol and hands
 //! finished rings to the workers through [`port`]. What all threads share is the table of ports and the counters
 //! in the mapped stats file ([`counters`]); configuration reaches a worker as a message that carries a new snapshot.
-//! Guest memory is only touched through [`guest_memory`].
+//! Guest memory is only touched through [`guest_memory`]. What the next daemon needs after a crash of this one is
+//! written by [`ring_state`].
 
 pub mod cli;
 pub mod control;
@@ -23,6 +24,7 @@ pub mod egress;
 pub mod groups;
 pub mod guest_memory;
 pub mod port;
+pub mod ring_state;
 pub mod sys;
 pub mod uplink;
 pub mod vhost_user;

@@ -24,6 +24,8 @@ pub(super) struct Mapping {
     /// Where the region starts in it.
     delta: usize,
     size: u64,
+    /// Device and inode of the file, and where the region starts in it.
+    file: (u64, u64, u64),
 }
 
 // SAFETY: an address range of the process; every access goes through copies or atomics, from any thread.
@@ -61,7 +63,13 @@ impl Mapping {
         let base = NonNull::new(base.cast()).ok_or_else(shape)?;
         let page = usize::try_from(page).map_err(|_| shape())?;
         let watched = Some(Watched::new(base.addr().get(), mapped, page));
-        Ok(Self { base, mapped, watched, delta, size })
+        let file = (stat.st_dev, stat.st_ino, offset);
+        Ok(Self { base, mapped, watched, delta, size, file })
+    }
+
+    /// Device and inode of its file, and where the region starts in it.
+    pub(super) fn file(&self) -> (u64, u64, u64) {
+        self.file
     }
 
     /// Whether a page of it is gone.

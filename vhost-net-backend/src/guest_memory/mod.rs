@@ -79,6 +79,21 @@ pub enum MemoryError {
     Map(#[source] std::io::Error),
 }
 
+/// Which memory a region is, the same in every process: for telling a guest from its successor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RegionId {
+    /// Device and inode of the file.
+    pub dev: u64,
+    /// See `dev`.
+    pub ino: u64,
+    /// Where the region starts in the file, bytes.
+    pub offset: u64,
+    /// Guest-physical address of its first byte.
+    pub guest_phys: u64,
+    /// Bytes.
+    pub size: u64,
+}
+
 #[derive(Debug)]
 struct Region {
     guest_phys: u64,
@@ -170,6 +185,16 @@ impl GuestMemory {
     #[must_use]
     pub fn is_dead(&self) -> bool {
         self.regions.iter().any(|r| r.mapping.is_dead())
+    }
+
+    /// Which memory this is, region by region.
+    #[must_use]
+    pub fn identity(&self) -> Vec<RegionId> {
+        let id = |r: &Arc<Region>| {
+            let (dev, ino, offset) = r.mapping.file();
+            RegionId { dev, ino, offset, guest_phys: r.guest_phys, size: r.size }
+        };
+        self.regions.iter().map(id).collect()
     }
 
     /// Number of regions.
