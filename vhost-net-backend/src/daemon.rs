@@ -16,6 +16,7 @@ use crate::control::{self, ControlServer};
 use crate::counters::{Counters, Identity};
 use crate::device::PortDevice;
 use crate::port::{Device, PortShared, PortTable, lock};
+use crate::ring_state::{NicState, Store};
 use crate::uplink::keeper::{self, Keeper, Kept, hand_out, report};
 use crate::uplink::tap_device::{self, TapConfig, TapDevice};
 use crate::vhost_user::{Attach, End, ListenPort, Listeners, Ports, SessionConfig, SessionError};
@@ -81,7 +82,9 @@ impl Daemon {
         kept.iter().zip(taps).for_each(|(uplink, tap)| hand_out(uplink.port, tap, &workers));
         let keeper =
             keeper::spawn(kept, macs, topology, Arc::clone(&view.ports), Arc::clone(&workers), events)?;
-        let attachments = Attachments { ports: Arc::clone(&view.ports), workers: Arc::clone(&workers) };
+        let states = ring_states(&view);
+        let attachments =
+            Attachments { ports: Arc::clone(&view.ports), workers: Arc::clone(&workers), states };
         let group = Some(view.topology.router.socket_group.as_str());
         let listeners = Listeners::start(listen_ports(&view), group, Arc::new(attachments))?;
         let control = control::serve(view.clone()).context("cannot start the control socket")?;
@@ -182,11 +185,36 @@ fn listen_ports(view: &View) -> Vec<ListenPort> {
     listen.collect()
 }
 
+/// The records of all NICs' vrings, by port id. Without one the network works, and a crash may lose or double frames.
+fn ring_states(view: &View) -> Vec<Option<Arc<NicState>>> {
+    let store = Store::open(&view.run_dir, view.counters.boot());
+    let nics = view.topology.tenants.iter().flat_map(|tenant| {
+        tenant.vms.iter().flat_map(move |vm| (0..).zip(&vm.nics).map(move |(i, nic)| (tenant, vm, i, nic)))
+    });
+    let open = |store: &Store| {
+        let state = nics.map(|(tenant, vm, i, nic)| {
+            let opened = store.nic(&tenant.name, &vm.name, i, usize::from(nic.queues) * 2);
+            let name = format!("{}/{}.{i}", tenant.name, vm.name);
+            opened.inspect_err(|error| tracing::warn!(port = name, %error, "vring state cannot be kept")).ok()
+        });
+        state.collect()
+    };
+    match store {
+        Ok(store) => open(&store),
+        Err(error) => {
+            tracing::warn!(%error, "vring state cannot be kept");
+            Vec::new()
+        }
+    }
+}
+
 /// Gives each VMM that connects its device, and keeps what its session says for control.
 #[derive(Debug)]
 struct Attachments {
     ports: PortTable,
     workers: Arc<[WorkerHandle]>,
+    /// By port id.
+    states: Vec<Option<Arc<NicState>>>,
 }
 
 impl Attachments {
@@ -200,13 +228,9 @@ impl Attachments {
 impl Ports for Attachments {
     fn attach(&self, attach: Attach) -> Box<dyn Device + Send> {
         let Attach { port, peer, hangup } = attach;
-        Box::new(PortDevice::new(
-            port,
-            peer,
-            Some(hangup),
-            Arc::clone(&self.ports),
-            Arc::clone(&self.workers),
-        ))
+        let (ports, workers) = (Arc::clone(&self.ports), Arc::clone(&self.workers));
+        let state = self.states.get(port.index()).cloned().flatten();
+        Box::new(PortDevice::new(port, peer, Some(hangup), ports, workers).with_state(state))
     }
 
     fn refused(&self, port: PortId, error: &SessionError) {

@@ -126,7 +126,7 @@ impl Datapath {
             return Ok(0);
         }
         self.decide(*port, &burst, ring.header_len(), ring.sender(), now);
-        self.deliver(*port, &burst, ring.header_len());
+        self.deliver(*port, &burst, ring.header_len(), Some(ring));
         ring.complete(&burst);
         self.publish();
         ring.judge(&burst, now)?;
@@ -151,7 +151,7 @@ impl Datapath {
         }
         let sender = tap.caps();
         self.decide(port, &burst, Tap::HEADER_LEN, sender, now);
-        self.deliver(port, &burst, Tap::HEADER_LEN);
+        self.deliver(port, &burst, Tap::HEADER_LEN, None);
         self.publish();
         Ok(burst.frames.len())
     }
@@ -181,9 +181,13 @@ impl Datapath {
     ) {
         let counters = self.counters.block(self.worker, ingress);
         // First, so that nobody who reads ever sees more outcomes than frames.
-        counters.add(Counter::Received, u64::try_from(burst.frames.len()).unwrap_or(0));
+        counters.add(Counter::Received, u64::try_from(burst.fresh()).unwrap_or(0));
         let mut bytes = 0;
         for (i, (frame, head)) in burst.frames.iter().zip(&mut self.heads).enumerate() {
+            if burst.is_gone(i) {
+                // Forwarded and counted by the daemon that was killed.
+                continue;
+            }
             let verdict = if !peek(burst, frame, header_len, head) {
                 Verdict::Drop(DropReason::ChainMalformed, RuleId::BUILT_IN)
             } else if !sender.allow(head.vnet) {
@@ -217,7 +221,7 @@ impl Datapath {
     }
 
     /// Phase 2: each egress gets its frames, in the order they came.
-    fn deliver(&mut self, ingress: PortId, burst: &Burst<'_>, header_len: u32) {
+    fn deliver(&mut self, ingress: PortId, burst: &Burst<'_>, header_len: u32, from: Option<&TxRing>) {
         while let Some((egress, frames)) = self.groups.pop() {
             let port = self.ports.get(egress.index());
             let Self { worker, counters, heads, slow, unshown, .. } = self;
@@ -234,13 +238,14 @@ impl Datapath {
                     None => ours.add(delivered, 1),
                 }
             };
-            let each = frames.iter().filter_map(|i| Some((burst.frames.get(i)?, heads.get(i)?)));
+            let each = frames.iter().filter_map(|i| Some((i, burst.frames.get(i)?, heads.get(i)?)));
             if let Some(tap) = self.taps.get_mut(egress.index()).and_then(Option::as_mut) {
-                each.for_each(|(f, head)| {
+                each.for_each(|(i, f, head)| {
+                    from.inspect(|ring| ring.leaving(i));
                     settle(send(tap, burst, f, header_len, head, slow), Counter::DeliveredUplink)
                 });
             } else if let Some(mut rx) = port.and_then(|p| p.lock_rx(*worker)) {
-                each.for_each(|(f, head)| {
+                each.for_each(|(_, f, head)| {
                     settle(send(&mut rx, burst, f, header_len, head, slow), Counter::DeliveredVm)
                 });
                 let _ = unshown.try_push(egress);

@@ -8,6 +8,7 @@ use router::PortId;
 
 use crate::datapath::TxQueue;
 use crate::port::{Device, Negotiated, Peer, PortShared, PortTable, RingStatus, lock};
+use crate::ring_state::NicState;
 use crate::vhost_user::Hangup;
 use crate::vring::{RingError, RingSetup, RxRing, TxRing};
 use crate::worker::{Command, WorkerHandle};
@@ -18,6 +19,8 @@ pub struct PortDevice {
     port: PortId,
     ports: PortTable,
     workers: Arc<[WorkerHandle]>,
+    /// Where the vrings' progress is kept.
+    state: Option<Arc<NicState>>,
 }
 
 impl PortDevice {
@@ -30,7 +33,7 @@ impl PortDevice {
         ports: PortTable,
         workers: Arc<[WorkerHandle]>,
     ) -> Self {
-        let device = Self { port, ports, workers };
+        let device = Self { port, ports, workers, state: None };
         if let Some(shared) = device.shared() {
             let mut status = lock(&shared.status);
             status.peer = Some(peer);
@@ -39,6 +42,13 @@ impl PortDevice {
             shared.set_hangup(hangup);
         }
         device
+    }
+
+    /// Keeps how far its vrings are in `state`.
+    #[must_use]
+    pub fn with_state(mut self, state: Option<Arc<NicState>>) -> Self {
+        self.state = state;
+        self
     }
 
     fn shared(&self) -> Option<&PortShared> {
@@ -59,6 +69,19 @@ impl PortDevice {
         }
     }
 
+    /// Disables a receive vring; returns when no worker has a frame in it that is not shown.
+    fn disable_rx(&self, pair: usize) {
+        let unfinished = self.shared().and_then(|shared| shared.with_rx(pair, RxRing::disable));
+        for worker in unfinished.unwrap_or_default() {
+            let (reply, answer) = bounded(1);
+            if let Some(worker) = self.workers.get(worker) {
+                worker.send(Command::Sync(reply));
+                // A worker that is gone drops the sender.
+                let _ = answer.recv();
+            }
+        }
+    }
+
     fn stop_tx(&self, pair: usize) -> Option<u16> {
         let (reply, answer) = bounded(1);
         self.worker(pair)?.send(Command::StopTx { port: self.port, pair, reply });
@@ -70,6 +93,7 @@ impl Device for PortDevice {
     fn start(&mut self, index: usize, mut setup: RingSetup, enabled: bool) -> Result<(), RingError> {
         let (pair, is_tx, size) = (index / 2, index % 2 == 1, setup.size);
         self.shared().ok_or(RingError::Worker)?.set_memory(&setup.memory);
+        setup.state = self.state.as_ref().and_then(|state| state.ring(index));
         if is_tx {
             let ring = TxRing::new(&mut setup)?;
             let queue = TxQueue { port: self.port, pair, memory: setup.memory, ring, enabled };
@@ -85,7 +109,11 @@ impl Device for PortDevice {
     fn stop(&mut self, index: usize) -> Option<u16> {
         let pair = index / 2;
         self.set_ring_status(index, None);
-        if index % 2 == 1 { self.stop_tx(pair) } else { Some(self.shared()?.set_rx(pair, None)?.stop()) }
+        if index % 2 == 1 {
+            return self.stop_tx(pair);
+        }
+        self.disable_rx(pair);
+        Some(self.shared()?.set_rx(pair, None)?.stop())
     }
 
     fn enable(&mut self, index: usize, enabled: bool) {
@@ -97,12 +125,20 @@ impl Device for PortDevice {
                 // The acknowledgement comes after the running burst.
                 let _ = answer.recv();
             }
+        } else if !enabled {
+            self.disable_rx(pair);
         } else if let Some(shared) = self.shared() {
-            shared.with_rx(pair, |rx| rx.set_enabled(enabled));
+            shared.with_rx(pair, |rx| rx.enabled = true);
         }
         if let Some(shared) = self.shared() {
             let mut status = lock(&shared.status);
             status.rings.iter_mut().filter(|r| r.index == index).for_each(|r| r.enabled = enabled);
+        }
+    }
+
+    fn release(&mut self, index: usize) {
+        if let Some(ring) = self.state.as_ref().and_then(|state| state.ring(index)) {
+            ring.release();
         }
     }
 

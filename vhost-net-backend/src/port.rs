@@ -25,6 +25,10 @@ pub trait Device {
     /// Enables or disables a started vring; returns after the running burst.
     fn enable(&mut self, index: usize, enabled: bool);
 
+    /// The front end knows where the vring stopped, or sets it up anew: what was recorded of it counts no more. Without
+    /// this a vring that is stopped and started again goes on where it was, whatever base the front end believes in.
+    fn release(&mut self, _index: usize) {}
+
     /// Replaces the call eventfd of a started vring.
     fn set_call(&mut self, index: usize, call: Option<OwnedFd>);
 

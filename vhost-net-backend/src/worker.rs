@@ -80,6 +80,8 @@ pub enum Command {
         /// This worker's queue of it.
         tap: Tap,
     },
+    /// Nothing: the answer says that the running burst is over.
+    Sync(Sender<()>),
     /// A new configuration.
     Configure(Arc<Snapshot>),
     /// The end.
@@ -319,6 +321,7 @@ impl Worker {
                         queue.ring.ring().set_call(call);
                     }
                 }
+                Ok(Command::Sync(reply)) => drop(reply.send(())),
                 Ok(Command::Uplink { port, tap }) => self.start_uplink(port, tap),
                 Ok(Command::Configure(snapshot)) => self.datapath.configure(snapshot),
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,

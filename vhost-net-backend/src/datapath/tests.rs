@@ -1,11 +1,14 @@
 //! One worker, two guests, and the law: nothing vanishes.
 
+use std::os::unix::net::UnixDatagram;
+
 use etherparse::PacketBuilder;
 use topology::Mac;
 
 use super::*;
 use crate::demo_guest::ring::Segment;
 use crate::port::PortShared;
+use crate::ring_state::NicState;
 use crate::vring::RxRing;
 use crate::vring::tests::{BUFFERS, Bench, VERSION_1};
 
@@ -60,9 +63,17 @@ impl Pair {
 
     /// A UDP datagram from a to that host of the network, behind a vnet header of these flags and type.
     fn send(&mut self, host: u8, flags: u8, gso_type: u8) {
+        self.queue([10, 0, 0, host], flags, gso_type);
+    }
+
+    fn send_to(&mut self, host: [u8; 4]) {
+        self.queue(host, 0, 0);
+    }
+
+    fn queue(&mut self, host: [u8; 4], flags: u8, gso_type: u8) {
         let mut bytes = vec![flags, gso_type, 0, 0, 0, 0, 34, 0, 6, 0, 0, 0];
         let packet = PacketBuilder::ethernet2(self.macs.0.0, self.macs.1.0)
-            .ipv4([10, 0, 0, 2], [10, 0, 0, host], 64)
+            .ipv4([10, 0, 0, 2], host, 64)
             .udp(1000, 2000);
         packet.write(&mut bytes, &[7; 100]).unwrap();
         let addr = BUFFERS + 2048 * u64::from(64 - self.a.driver.free());
@@ -123,6 +134,83 @@ fn nothing_vanishes() {
     assert_eq!(got, [154, 154]);
     let back = std::iter::from_fn(|| pair.a.driver.pop_used().unwrap()).count();
     assert_eq!(back, 6, "every transmit chain came back");
+}
+
+/// The same topology with a way out.
+fn with_uplink() -> Arc<Snapshot> {
+    let wan = "[uplink.wan]\nkind = \"tap\"\ndevice = \"t\"\naddresses = [\"10.9.0.1/24\"]\n";
+    let uses = "[tenant.me]\nuplinks = [\"wan\"]\n[tenant.me.network";
+    let text = TOPOLOGY.replace("[tenant.me.network", uses) + wan;
+    Arc::new(Snapshot::build(&topology::parse("test.toml", &text).unwrap(), &[Mac([2; 6])]))
+}
+
+fn ports_with_uplink() -> PortTable {
+    vec![
+        PortShared::new(A, "me/a.0".to_owned(), Some(1)),
+        PortShared::new(B, "me/b.0".to_owned(), Some(1)),
+        PortShared::new(PortId(2), "uplink:wan".to_owned(), None),
+    ]
+    .into()
+}
+
+/// The uplink is a socket; what the kernel would get is read from its other end.
+#[test]
+fn a_frame_leaves_by_an_uplink_once_whenever_the_kill_comes() {
+    let snapshot = with_uplink();
+    // Frames that left before the kill, and whether the burst was given back by then.
+    for (left, given_back) in [(0, false), (1, false), (2, false), (3, false), (3, true)] {
+        let mut pair = Pair::new(VERSION_1);
+        let state = NicState::anonymous(2).unwrap();
+        let start = |bench: &Bench| {
+            let mut setup = bench.setup(0, None);
+            setup.state = state.ring(1);
+            TxQueue {
+                port: A,
+                pair: 0,
+                ring: TxRing::new(&mut setup).unwrap(),
+                memory: setup.memory,
+                enabled: true,
+            }
+        };
+        let ports = ports_with_uplink();
+        let (ours, wire) = UnixDatagram::pair().unwrap();
+        wire.set_nonblocking(true).unwrap();
+        let daemon = || {
+            let counters = Counters::new(1, 3);
+            let mut datapath = Datapath::new(0, Arc::clone(&snapshot), Arc::clone(&ports), counters.clone());
+            datapath.set_tap(PortId(2), Some(Tap::new(ours.try_clone().unwrap().into())));
+            (datapath, counters)
+        };
+        let (mut first, _) = daemon();
+        pair.tx = start(&pair.a);
+        for _ in 0..3 {
+            pair.send_to([192, 0, 2, 1]);
+        }
+        pair.a.driver.publish().unwrap();
+        // As `service_tx`, and then the kill.
+        let TxQueue { memory, ring, .. } = &mut pair.tx;
+        let mut burst = Burst::default();
+        ring.pop_burst(memory, &mut burst).unwrap();
+        first.decide(A, &burst, ring.header_len(), ring.sender(), Instant::now());
+        if left == 3 {
+            first.deliver(A, &burst, ring.header_len(), Some(ring));
+        } else {
+            (0..left).for_each(|i| ring.leaving(i));
+        }
+        if given_back {
+            ring.complete(&burst);
+        }
+        let frames = || std::iter::from_fn(|| wire.recv(&mut [0; 2048]).ok()).count();
+        assert_eq!(frames(), if left == 3 { 3 } else { 0 });
+
+        let (mut next, counters) = daemon();
+        let mut queue = start(&pair.a);
+        next.service_tx(&mut queue, Instant::now()).unwrap();
+        assert_eq!(frames(), 3 - left, "{left} {given_back}");
+        let received = counters.tally(A).get(Counter::Received);
+        assert_eq!(received, u64::try_from(3 - left).unwrap(), "what is not forwarded is not counted");
+        assert_eq!(std::iter::from_fn(|| pair.a.driver.pop_used().unwrap()).count(), 3);
+    }
 }
 
 #[test]

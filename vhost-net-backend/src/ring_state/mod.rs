@@ -138,7 +138,8 @@ pub struct Resume {
 
 impl RingPlace {
     fn is_same(&self, other: &Self) -> bool {
-        let plain = |place: &Self| (place.size, place.features & !LOG_ALL, place.desc, place.avail, place.used);
+        let plain =
+            |place: &Self| (place.size, place.features & !LOG_ALL, place.desc, place.avail, place.used);
         plain(self) == plain(other) && self.regions == other.regions
     }
 }

@@ -8,7 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{
-    AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, fallocate, fstat, mkdirat, openat, renameat, unlinkat,
+    AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, fallocate, fstat, mkdirat, openat, renameat,
+    unlinkat,
 };
 use rustix::io::Errno;
 use vm_memory::{FileOffset, MmapRegion};
@@ -137,7 +138,10 @@ fn open_folder(parent: impl AsFd, name: &str) -> io::Result<OwnedFd> {
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let folder = openat(parent, name, flags, Mode::empty())?;
     if fstat(&folder)?.st_uid != rustix::process::geteuid().as_raw() {
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{name} belongs to another user")));
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("{name} belongs to another user"),
+        ));
     }
     Ok(folder)
 }

@@ -43,10 +43,7 @@ fn a_record_outlives_the_process() {
     let wanted = RingRecord { place: place(), shown: at(7, 5), showing: at(17, 15), sent };
     assert_eq!(second.records(), [(1, wanted)]);
     let ring = second.ring(1).unwrap();
-    assert_eq!(
-        ring.take_over(&place(), 999, 15),
-        Resume { avail: 17, sent: sent.frames, recorded: true }
-    );
+    assert_eq!(ring.take_over(&place(), 999, 15), Resume { avail: 17, sent: sent.frames, recorded: true });
     // And again, as if we were killed before the first burst.
     let ring = open(folder.path()).ring(1).unwrap();
     assert_eq!(ring.take_over(&place(), 0, 15), Resume { avail: 17, sent: sent.frames, recorded: true });
@@ -64,10 +61,7 @@ fn the_used_index_in_guest_memory_says_which_half_is_true() {
     ring.sending(65_530, 3);
     let record = ring.record().unwrap();
     // Not shown yet: the burst is done again, but for the frame that left.
-    assert_eq!(
-        record.resume(&place(), 65_530),
-        Some(Resume { avail: 65_530, sent: 8, recorded: true })
-    );
+    assert_eq!(record.resume(&place(), 65_530), Some(Resume { avail: 65_530, sent: 8, recorded: true }));
     // Shown: what left is part of what was given back.
     assert_eq!(record.resume(&place(), 4), Some(Resume { avail: 4, sent: 0, recorded: true }));
     // Another guest's ring.

@@ -174,6 +174,7 @@ impl Session {
     ) -> Result<Answer, SessionError> {
         let index = self.ring_index(index)?;
         self.stop_ring(index, device);
+        device.release(index);
         let ring = self.ring(index)?;
         ring.kick = None;
         ring.call = None;
@@ -198,6 +199,7 @@ impl Session {
         }
         self.refuse_while_busy(index, what)?;
         self.stop_ring(index, device);
+        device.release(index);
         self.ring(index)?.kick = None;
         Ok(())
     }
@@ -231,7 +233,8 @@ impl Session {
         };
         let (call, err) = (copy(ring.call.as_ref())?, copy(ring.err.as_ref())?);
         let (base, memory) = (ring.base, self.memory.clone());
-        let setup = RingSetup { size, desc, avail, used, base, memory, features, kick, call, err };
+        let setup =
+            RingSetup { size, desc, avail, used, base, memory, features, kick, call, err, state: None };
         device.start(index, setup, self.is_enabled(index))?;
         self.ring(index)?.running = true;
         Ok(())

@@ -159,8 +159,14 @@ impl Session {
             Request::SetFeatures(bits) => self.set_features(bits, device)?,
             Request::SetProtocolFeatures(bits) => self.set_protocol_features(bits)?,
             Request::SetOwner => self.set_owner()?,
-            Request::ResetOwner => self.forget(device),
-            Request::ResetDevice => self.reset_device(device),
+            Request::ResetOwner => {
+                self.forget(device);
+                self.release_rings(device);
+            }
+            Request::ResetDevice => {
+                self.reset_device(device);
+                self.release_rings(device);
+            }
             Request::NetSetMtu(mtu) => self.set_mtu(mtu)?,
             // Nothing is ever asked of the front end: the channel is taken and closed.
             Request::SetBackendReqFd => {}
@@ -247,6 +253,11 @@ impl Session {
         }
         self.rings = new_rings(&self.config);
         self.features = None;
+    }
+
+    /// The front end said itself that the vrings are over; when a connection ends they are not.
+    fn release_rings(&mut self, device: &mut dyn Device) {
+        (0..self.rings.len()).for_each(|index| device.release(index));
     }
 
     /// An MTU above the NIC's own would make the guest send what is dropped; zero means that none was set.

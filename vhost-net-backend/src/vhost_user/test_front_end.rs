@@ -72,6 +72,8 @@ pub(super) struct Recorder {
     /// Where a vring will be when it is stopped.
     pub(super) bases: HashMap<usize, u16>,
     pub(super) status: Negotiated,
+    /// Vrings whose record counts no more, since the last look.
+    pub(super) released: Vec<usize>,
 }
 
 impl Device for Recorder {
@@ -91,6 +93,10 @@ impl Device for Recorder {
     fn enable(&mut self, index: usize, enabled: bool) {
         self.log.push(format!("{} {index}", if enabled { "enable" } else { "disable" }));
         assert!(self.setups.contains_key(&index), "vring {index} does not run");
+    }
+
+    fn release(&mut self, index: usize) {
+        self.released.push(index);
     }
 
     fn set_call(&mut self, index: usize, call: Option<OwnedFd>) {

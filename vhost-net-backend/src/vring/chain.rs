@@ -38,6 +38,8 @@ pub struct Burst<'m> {
     pub frames: ArrayVec<Frame, BURST>,
     /// Buffers of all frames, one after the other.
     pub segments: ArrayVec<GuestSlice<'m>, SEGMENTS>,
+    /// Bit i: frame i left by an uplink before a crash, and is only to be given back.
+    pub gone: u64,
 }
 
 /// One frame of a [`Burst`].
@@ -54,6 +56,19 @@ pub struct Frame {
 }
 
 impl<'m> Burst<'m> {
+    /// Whether frame `i` is only to be given back.
+    #[inline]
+    #[must_use]
+    pub fn is_gone(&self, i: usize) -> bool {
+        self.gone != 0 && self.gone >> i & 1 != 0
+    }
+
+    /// Frames that are to be forwarded.
+    #[must_use]
+    pub fn fresh(&self) -> usize {
+        (0..self.frames.len()).filter(|i| !self.is_gone(*i)).count()
+    }
+
     /// The buffers of a frame.
     #[inline]
     #[must_use]

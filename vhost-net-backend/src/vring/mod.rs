@@ -20,6 +20,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::guest_memory::GuestMemory;
+use crate::ring_state::{RingPlace, RingState};
 
 pub use chain::{Burst, Frame};
 pub use rx::RxRing;
@@ -54,11 +55,19 @@ pub struct RingSetup {
     pub call: Option<OwnedFd>,
     /// We signal this when the vring stops by itself.
     pub err: Option<OwnedFd>,
+    /// Where the vring's progress is kept for the next daemon; the device fills it in.
+    pub state: Option<RingState>,
 }
 
 impl RingSetup {
     fn has(&self, bit: u32) -> bool {
         self.features & (1 << bit) != 0
+    }
+
+    /// What makes it this vring and no other.
+    fn place(&self) -> RingPlace {
+        let &Self { size, features, desc, avail, used, .. } = self;
+        RingPlace { size, features, desc, avail, used, regions: self.memory.identity() }
     }
 
     /// Bytes of the vnet header in front of each frame (virtio 1.3, section 5.1.6).

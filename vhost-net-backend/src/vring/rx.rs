@@ -50,7 +50,8 @@ impl RxRing {
     /// # Errors
     /// See [`RingError`].
     pub fn new(setup: &mut RingSetup, enabled: bool) -> Result<Self, RingError> {
-        let mut ring = SplitRing::new(setup)?;
+        // Nothing leaves by an uplink from here.
+        let (mut ring, _) = SplitRing::new(setup)?;
         // New buffers need no kick: they are looked at when there is a frame for them.
         ring.disarm();
         Ok(Self {
@@ -90,6 +91,9 @@ impl RxRing {
     ) -> Result<(), DropReason> {
         let tail_len: u32 = tail.iter().map(|s| s.len()).sum();
         let need = self.header_len + u32::try_from(head.len()).unwrap_or(u32::MAX) + tail_len;
+        if !has_place(&self.batches, worker) {
+            return Err(DropReason::RxRingFull);
+        }
         let Self { ring, memory, batches, .. } = self;
         let mut segments: ArrayVec<GuestSlice<'_>, SEGMENTS> = ArrayVec::new();
         let mut taken: ArrayVec<Taken, SEGMENTS> = ArrayVec::new();
@@ -131,14 +135,12 @@ impl RxRing {
         Ok(())
     }
 
-    /// Enables or disables it. A ring that is disabled shows first what it has: afterwards nothing of it is touched, for
-    /// its memory may be used for something else (Cloud Hypervisor resets a device by disabling its rings).
-    pub fn set_enabled(&mut self, enabled: bool) {
-        self.enabled = enabled;
-        if !enabled {
-            self.batches.clear();
-            self.ring.publish(self.ring.written());
-        }
+    /// Takes no more frames, and says which workers have some in it that are not shown yet. Once they have finished their
+    /// bursts nothing of the ring is touched any more: its memory may be used for something else (Cloud Hypervisor
+    /// resets a device by disabling its rings).
+    pub fn disable(&mut self) -> Vec<usize> {
+        self.enabled = false;
+        self.batches.iter().map(|batch| batch.worker).collect()
     }
 
     /// Shows the guest what `worker` put in, as soon as everything before it may be shown as well.
@@ -152,10 +154,9 @@ impl RxRing {
         }
     }
 
-    /// Stops: shows everything, and says where to go on.
-    pub fn stop(mut self) -> u16 {
-        self.ring.publish(self.ring.written());
-        self.ring.base()
+    /// Stops, and says where to go on. What no worker has finished yet is not shown: its chains are offered again.
+    pub fn stop(self) -> u16 {
+        self.ring.shown_base()
     }
 }
 
@@ -164,12 +165,16 @@ fn note_batch(batches: &mut ArrayVec<Batch, BATCHES>, worker: usize, end: u16) {
     match batches.last_mut() {
         Some(last) if last.worker == worker && !last.done => last.end = end,
         Some(_) | None => {
-            if batches.try_push(Batch { worker, end, done: false }).is_err() {
-                // Dozens of workers in one ring: the newest batch stands for this one as well.
-                batches.iter_mut().next_back().into_iter().for_each(|last| last.end = end);
-            }
+            // There is room: `has_place` was asked.
+            let _ = batches.try_push(Batch { worker, end, done: false });
         }
     }
+}
+
+/// Whether `worker` can write one more frame down. A batch never stands for another worker's frames: they would be shown
+/// before their transmit chains are given back.
+fn has_place(batches: &ArrayVec<Batch, BATCHES>, worker: usize) -> bool {
+    !batches.is_full() || batches.last().is_some_and(|last| last.worker == worker && !last.done)
 }
 
 /// Takes chains until they hold `need` bytes.

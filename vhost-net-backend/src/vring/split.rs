@@ -6,6 +6,7 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use super::{PortFault, RingError, RingSetup};
 use crate::guest_memory::RingMemory;
+use crate::ring_state::{Indices, Resume, RingState};
 use crate::sys;
 
 /// A running vring.
@@ -17,6 +18,10 @@ pub struct SplitRing {
     /// Next used index to write; those from `published` on are not visible yet.
     next_used: u16,
     published: u16,
+    /// The avail index is so much ahead of the used index, as far as everything is given back: chains complete in order.
+    lag: u16,
+    /// Where that is written down for the next daemon.
+    state: Option<RingState>,
     event_idx: bool,
     kick: Option<OwnedFd>,
     call: Option<OwnedFd>,
@@ -24,18 +29,25 @@ pub struct SplitRing {
 }
 
 impl SplitRing {
-    /// Checks the set-up and takes the ring over where its predecessor stopped.
+    /// Checks the set-up and takes the ring over where its predecessor stopped. Frames of a bit in the second value had
+    /// left by then, counted from the first chain.
     ///
     /// # Errors
     /// See [`RingError`].
-    pub fn new(setup: &mut RingSetup) -> Result<Self, RingError> {
+    pub fn new(setup: &mut RingSetup) -> Result<(Self, u64), RingError> {
         let memory = RingMemory::new(&setup.memory, setup.size, setup.desc, setup.avail, setup.used)?;
         let next_used = memory.used_idx();
+        let resume = match &setup.state {
+            Some(state) => state.take_over(&setup.place(), setup.base, next_used),
+            None => Resume { avail: setup.base, ..Resume::default() },
+        };
         let ring = Self {
             memory,
-            next_avail: setup.base,
+            next_avail: resume.avail,
             next_used,
             published: next_used,
+            lag: resume.avail.wrapping_sub(next_used),
+            state: setup.state.take(),
             event_idx: setup.has(VIRTIO_RING_F_EVENT_IDX),
             kick: setup.kick.take(),
             call: setup.call.take(),
@@ -43,7 +55,7 @@ impl SplitRing {
         };
         // Whoever had the ring before may have died between showing used entries and signalling them.
         ring.ring_call();
-        Ok(ring)
+        Ok((ring, resume.sent))
     }
 
     /// Entries.
@@ -56,6 +68,11 @@ impl SplitRing {
     #[must_use]
     pub fn base(&self) -> u16 {
         self.next_avail
+    }
+
+    /// The same, if what is not shown yet is left out.
+    pub(super) fn shown_base(&self) -> u16 {
+        self.published.wrapping_add(self.lag)
     }
 
     /// The guest's kick, to wait on (edge-triggered). Never to be read: the VMM can make it block, as O_NONBLOCK belongs
@@ -118,6 +135,11 @@ impl SplitRing {
         if old == index {
             return;
         }
+        if let Some(state) = &self.state {
+            let at = |used: u16| Indices { avail: used.wrapping_add(self.lag), used };
+            // Before the guest can see it: a kill in between leaves both, and the used index says which is true.
+            state.showing(at(old), at(index));
+        }
         self.memory.publish_used(index);
         self.memory.full_barrier();
         let wanted = if self.event_idx {
@@ -148,6 +170,12 @@ impl SplitRing {
         if !self.event_idx {
             self.memory.set_no_notify(true);
         }
+    }
+
+    /// Where its progress is written down.
+    #[inline]
+    pub(super) fn state(&self) -> Option<&RingState> {
+        self.state.as_ref()
     }
 
     fn ring_call(&self) {

@@ -13,6 +13,7 @@ use super::*;
 use crate::demo_guest::ring::{DriverRing, Layout, Segment};
 use crate::demo_guest::{Ram, ram};
 use crate::guest_memory::RegionSpec;
+use crate::ring_state::NicState;
 
 pub(crate) const VERSION_1: u64 = 1 << 32;
 const MERGE: u64 = 1 << 15;
@@ -46,7 +47,19 @@ impl Bench {
     pub(crate) fn setup(&self, base: u16, call: Option<OwnedFd>) -> RingSetup {
         let Layout { size, desc, avail, used, .. } = self.layout;
         let (memory, features) = (Arc::clone(&self.memory), self.features);
-        RingSetup { size, desc, avail, used, base, memory, features, kick: None, call, err: None }
+        RingSetup {
+            size,
+            desc,
+            avail,
+            used,
+            base,
+            memory,
+            features,
+            kick: None,
+            call,
+            err: None,
+            state: None,
+        }
     }
 
     fn tx(&self) -> TxRing {
@@ -338,8 +351,126 @@ fn workers_show_their_frames_in_order() {
     put(&mut rx, 0);
     rx.finish(1);
     assert_eq!(bench.used_idx(), 5);
-    assert_eq!(rx.stop(), 6);
-    assert_eq!(bench.used_idx(), 6, "stopping shows everything");
+    assert_eq!(rx.disable(), [0], "worker 0 has one that is not shown");
+    assert_eq!(rx.stop(), 5);
+    assert_eq!(bench.used_idx(), 5, "its sender has not got its chain back: it is sent again");
+}
+
+#[test]
+fn no_batch_stands_for_another_worker() {
+    let mut bench = Bench::new(256, VERSION_1 | MERGE, false);
+    let mut rx = bench.rx();
+    for i in 0..200 {
+        bench.driver.add(&[Segment { addr: BUFFERS + i * 256, len: 256 }], true).unwrap();
+    }
+    bench.driver.publish().unwrap();
+    let put = |rx: &mut RxRing, worker| rx.put(worker, VnetHeader::default(), &[0; 60], &[]);
+    for i in 0..64 {
+        assert_eq!(put(&mut rx, i % 2), Ok(()));
+    }
+    assert_eq!(put(&mut rx, 0), Err(DropReason::RxRingFull));
+    assert_eq!(put(&mut rx, 1), Ok(()), "the newest batch is its own");
+    rx.finish(1);
+    assert_eq!(bench.used_idx(), 0);
+    rx.finish(0);
+    assert_eq!(bench.used_idx(), 65);
+}
+
+/// A transmit vring and a receive vring, as they are after a kill at each point, and what the next daemon makes of them.
+#[test]
+fn a_kill_at_any_point_returns_every_head_once() {
+    for (what, sent, given_back) in [
+        ("popped only", 0_u64, false),
+        ("one frame left by an uplink", 0b010, false),
+        ("all did", 0b111, false),
+        ("given back, and killed before the mask was cleared", 0b111, true),
+    ] {
+        let mut bench = Bench::new(16, VERSION_1, false);
+        let state = NicState::anonymous(1).unwrap();
+        let start = |bench: &Bench, base| {
+            let mut setup = bench.setup(base, None);
+            setup.state = state.ring(0);
+            TxRing::new(&mut setup).unwrap()
+        };
+        // Five whole bursts first, so that no index is zero.
+        let mut ring = start(&bench, 0);
+        let mut heads = Vec::new();
+        for burst in 0..6 {
+            for i in 0..3 {
+                let segment = Segment { addr: BUFFERS + i * 64, len: 64 };
+                heads.extend(bench.driver.add(&[segment], false).unwrap());
+            }
+            bench.driver.publish().unwrap();
+            let mut popped = Burst::default();
+            ring.pop_burst(&bench.memory, &mut popped).unwrap();
+            if burst < 5 {
+                ring.complete(&popped);
+                while bench.driver.pop_used().unwrap().is_some() {}
+                heads.clear();
+            } else {
+                (0..3).filter(|i| sent >> i & 1 != 0).for_each(|i| ring.leaving(i));
+                if given_back {
+                    ring.complete(&popped);
+                    // The clearing undone: as if the kill had come just before.
+                    state.ring(0).unwrap().sending(15, 0);
+                }
+            }
+        }
+        // Whatever the front end believes: nothing, or like Cloud Hypervisor that all was done.
+        for stale in [0, 18, 7] {
+            assert_eq!(start(&bench, stale).ring().base(), if given_back { 18 } else { 15 }, "{what}");
+        }
+        let mut next = start(&bench, 0);
+        let mut burst = Burst::default();
+        next.pop_burst(&bench.memory, &mut burst).unwrap();
+        let again: Vec<_> = burst.frames.iter().map(|f| f.head).collect();
+        assert_eq!(again, if given_back { vec![] } else { heads.clone() }, "{what}");
+        let gone = (0..burst.frames.len()).filter(|i| burst.is_gone(*i)).fold(0_u64, |all, i| all | 1 << i);
+        assert_eq!(gone, if given_back { 0 } else { sent }, "{what}");
+        assert_eq!(burst.fresh(), burst.frames.len() - usize::try_from(gone.count_ones()).unwrap(), "{what}");
+        next.complete(&burst);
+        let back: Vec<_> = std::iter::from_fn(|| bench.driver.pop_used().unwrap()).map(|u| u.head).collect();
+        assert_eq!(back, heads, "{what}: each head once");
+        assert_eq!(bench.used_idx(), 18, "{what}");
+        // The mask is about that burst only.
+        bench.driver.add(&[Segment { addr: BUFFERS, len: 64 }], false).unwrap();
+        bench.driver.publish().unwrap();
+        let mut burst = Burst::default();
+        next.pop_burst(&bench.memory, &mut burst).unwrap();
+        assert_eq!((burst.frames.len(), burst.gone), (1, 0), "{what}");
+    }
+}
+
+#[test]
+fn receive_buffers_that_were_not_shown_are_filled_again() {
+    let mut bench = Bench::new(16, VERSION_1 | MERGE, false);
+    let state = NicState::anonymous(1).unwrap();
+    let start = |bench: &Bench| {
+        let mut setup = bench.setup(0, None);
+        setup.state = state.ring(0);
+        RxRing::new(&mut setup, true).unwrap()
+    };
+    for i in 0..8 {
+        bench.driver.add(&[Segment { addr: BUFFERS + i * 256, len: 256 }], true).unwrap();
+    }
+    bench.driver.publish().unwrap();
+    let put = |rx: &mut RxRing, worker, byte| {
+        rx.put(worker, VnetHeader::default(), &[byte; 60], &[]).unwrap();
+    };
+    let mut rx = start(&bench);
+    put(&mut rx, 0, 1);
+    rx.finish(0);
+    // Worker 1 never finishes: the kill comes first, and what worker 0 put behind it is not shown either.
+    put(&mut rx, 1, 2);
+    put(&mut rx, 0, 3);
+    rx.finish(0);
+    drop(rx);
+    let mut rx = start(&bench);
+    put(&mut rx, 0, 4);
+    rx.finish(0);
+    let used: Vec<_> = std::iter::from_fn(|| bench.driver.pop_used().unwrap()).map(|u| u.head).collect();
+    assert_eq!(used, [0, 1]);
+    assert_eq!([bench.read(BUFFERS + 12, 1), bench.read(BUFFERS + 256 + 12, 1)], [[1], [4]]);
 }
 
 #[test]
@@ -349,7 +480,9 @@ fn a_disabled_ring_is_silent() {
     bench.driver.add(&[Segment { addr: BUFFERS, len: 256 }], true).unwrap();
     bench.driver.publish().unwrap();
     rx.put(0, VnetHeader::default(), &[0; 60], &[]).unwrap();
-    rx.set_enabled(false);
+    assert_eq!(rx.disable(), [0]);
+    assert_eq!(bench.used_idx(), 0, "the worker has not given back what it came from");
+    rx.finish(0);
     assert_eq!(bench.used_idx(), 1, "shown before the disabling is acknowledged");
     bench.ram.memory().write_obj(0_u16, GuestAddress(bench.layout.used + 2)).unwrap();
     rx.finish(0);
@@ -361,7 +494,7 @@ fn a_ring_that_starts_signals_once() {
     // A daemon that died between showing used entries and signalling them left a guest that waits.
     let bench = Bench::new(16, VERSION_1 | EVENT_IDX, false);
     let (ours, theirs) = call();
-    let _ring = SplitRing::new(&mut bench.setup(0, theirs)).unwrap();
+    let _ = SplitRing::new(&mut bench.setup(0, theirs)).unwrap();
     assert_eq!(signals(&ours), 1);
 }
 
@@ -375,7 +508,7 @@ fn a_full_call_never_holds_us() {
     let (done, came) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let mut setup = setup;
-        let mut ring = SplitRing::new(&mut setup).unwrap();
+        let (mut ring, _) = SplitRing::new(&mut setup).unwrap();
         ring.set_call(Some(ours));
         done.send(()).unwrap();
     });
@@ -588,6 +721,7 @@ fn a_buffer_over_two_regions_is_one_or_none() {
         kick: None,
         call: None,
         err: None,
+        state: None,
     };
     let mut ring = TxRing::new(&mut { setup }).unwrap();
     let words = [(1_u64 << 20) - 32, 64];

@@ -28,6 +28,10 @@ pub struct TxRing {
     /// A bit for each head, set while a burst is popped: one that comes twice was offered before it was given back.
     popped: Box<[u64]>,
     repeated: Option<u16>,
+    /// Avail index of the burst's first frame.
+    first: u16,
+    /// Bit i: the frame i places ahead left by an uplink before a crash.
+    gone: u64,
 }
 
 impl TxRing {
@@ -37,9 +41,19 @@ impl TxRing {
     /// See [`RingError`].
     pub fn new(setup: &mut RingSetup) -> Result<Self, RingError> {
         let sender = OffloadCaps::of_sender(setup.features);
-        let (ring, header_len) = (SplitRing::new(setup)?, setup.header_len());
+        let ((ring, gone), header_len) = (SplitRing::new(setup)?, setup.header_len());
         let popped = vec![0; usize::from(setup.size).div_ceil(64)].into();
-        Ok(Self { ring, header_len, malformed: 0, second: None, sender, popped, repeated: None })
+        Ok(Self {
+            ring,
+            header_len,
+            malformed: 0,
+            second: None,
+            sender,
+            popped,
+            repeated: None,
+            first: 0,
+            gone,
+        })
     }
 
     /// The ring itself, for notifications.
@@ -72,6 +86,7 @@ impl TxRing {
     /// # Errors
     /// The ring can no longer be trusted.
     pub fn pop_burst<'m>(&mut self, memory: &'m GuestMemory, burst: &mut Burst<'m>) -> Result<(), PortFault> {
+        self.first = self.ring.next_avail;
         for _ in 0..self.ring.available()?.min(u16::try_from(BURST).unwrap_or(u16::MAX)) {
             let head = self.ring.memory.avail_head(self.ring.next_avail);
             if !self.mark(head) {
@@ -102,7 +117,21 @@ impl TxRing {
         for frame in &burst.frames {
             self.unmark(frame.head);
         }
+        if self.gone != 0 {
+            burst.gone = self.gone;
+            self.gone =
+                u32::try_from(burst.frames.len()).map_or(0, |n| self.gone.checked_shr(n).unwrap_or(0));
+        }
         Ok(())
+    }
+
+    /// Frame `i` of the burst is about to leave by an uplink, from where nothing brings it back: noted, so that it leaves
+    /// once even if we are killed before the burst is given back.
+    #[inline]
+    pub fn leaving(&self, i: usize) {
+        if let Some(state) = self.ring.state() {
+            state.sending(self.first, i);
+        }
     }
 
     /// Notes that the burst has this head; `false` if it had it already. One outside the ring is a malformed chain.
@@ -145,5 +174,8 @@ impl TxRing {
             self.ring.put_used(frame.head, TX_USED_LEN);
         }
         self.ring.publish(self.ring.written());
+        if let Some(state) = self.ring.state() {
+            state.settled();
+        }
     }
 }
