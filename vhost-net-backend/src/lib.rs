@@ -23,6 +23,8 @@ pub mod device;
 pub mod egress;
 pub mod groups;
 pub mod guest_memory;
+#[cfg(test)]
+mod models;
 pub mod port;
 pub mod ring_state;
 pub mod sys;

@@ -5,6 +5,7 @@
 //! becomes active by a kick and stops being so after a while without frames: then it is armed, looked at once more,
 //! and left to epoll. When no source is active the worker sleeps; an idle daemon uses no CPU.
 
+pub(crate) mod mailbox;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, Sender, TryRecvError, unbounded};
+use crossbeam::channel::{Receiver, Sender, unbounded};
 use router::{PortId, Snapshot};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
@@ -98,8 +99,7 @@ pub struct WorkerHandle {
 impl WorkerHandle {
     /// Sends a command and wakes the worker up. A worker that is gone drops it, and with it the reply's sender.
     pub fn send(&self, command: Command) {
-        let _ = self.commands.send(command);
-        let _ = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes());
+        mailbox::post(&self.commands, &*self.wake, command);
     }
 }
 
@@ -286,8 +286,8 @@ impl Worker {
         for event in events.iter().take(count) {
             let token = event.data.u64();
             if token == WAKE {
-                let _ = rustix::io::read(&*self.wake, &mut [0_u8; 8]);
-                if !self.obey() {
+                let commands = mailbox::collect(&self.commands, &*self.wake);
+                if !commands.into_iter().all(|command| self.obey(command)) {
                     return false;
                 }
             } else if let Some(entry) = usize::try_from(token).ok().and_then(|at| self.sources.get_mut(at)) {
@@ -297,37 +297,35 @@ impl Worker {
         true
     }
 
-    /// Carries out the commands that have come; `false` at the end.
-    fn obey(&mut self) -> bool {
-        loop {
-            match self.commands.try_recv() {
-                Ok(Command::StartTx(queue)) => self.start(*queue),
-                Ok(Command::StopTx { port, pair, reply }) => {
-                    let stopped = self.sources.position(port, pair).and_then(|at| self.forget(at));
-                    let base = match stopped {
-                        Some(Source::Guest(mut queue)) => Some(queue.ring.ring().base()),
-                        Some(Source::Uplink { .. }) | None => None,
-                    };
-                    let _ = reply.send(base);
-                }
-                Ok(Command::EnableTx { port, pair, enabled, reply }) => {
-                    if let Some(entry) = self.sources.find(port, pair) {
-                        entry.enable(enabled);
-                    }
-                    let _ = reply.send(());
-                }
-                Ok(Command::SetCall { port, pair, call }) => {
-                    if let Some(Source::Guest(queue)) = self.sources.find(port, pair).map(|e| &mut e.source) {
-                        queue.ring.ring().set_call(call);
-                    }
-                }
-                Ok(Command::Sync(reply)) => drop(reply.send(())),
-                Ok(Command::Uplink { port, tap }) => self.start_uplink(port, tap),
-                Ok(Command::Configure(snapshot)) => self.datapath.configure(snapshot),
-                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
-                Err(TryRecvError::Empty) => return true,
+    /// Carries a command out; `false` at the end.
+    fn obey(&mut self, command: Command) -> bool {
+        match command {
+            Command::StartTx(queue) => self.start(*queue),
+            Command::StopTx { port, pair, reply } => {
+                let stopped = self.sources.position(port, pair).and_then(|at| self.forget(at));
+                let base = match stopped {
+                    Some(Source::Guest(mut queue)) => Some(queue.ring.ring().base()),
+                    Some(Source::Uplink { .. }) | None => None,
+                };
+                let _ = reply.send(base);
             }
+            Command::EnableTx { port, pair, enabled, reply } => {
+                if let Some(entry) = self.sources.find(port, pair) {
+                    entry.enable(enabled);
+                }
+                let _ = reply.send(());
+            }
+            Command::SetCall { port, pair, call } => {
+                if let Some(Source::Guest(queue)) = self.sources.find(port, pair).map(|e| &mut e.source) {
+                    queue.ring.ring().set_call(call);
+                }
+            }
+            Command::Sync(reply) => drop(reply.send(())),
+            Command::Uplink { port, tap } => self.start_uplink(port, tap),
+            Command::Configure(snapshot) => self.datapath.configure(snapshot),
+            Command::Stop => return false,
         }
+        true
     }
 
     fn start(&mut self, queue: TxQueue) {

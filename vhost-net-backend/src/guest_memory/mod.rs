@@ -27,6 +27,8 @@ use mapping::Mapping;
 
 pub use bus_error::deaths;
 pub use host::HostBuffer;
+#[cfg(test)]
+pub(crate) use ring::order;
 pub use ring::{Descriptor, RingMemory};
 pub use slice::GuestSlice;
 

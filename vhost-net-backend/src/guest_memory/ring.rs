@@ -53,6 +53,18 @@ pub struct RingMemory {
 // SAFETY: the addresses stay valid while `_memory` lives; every access is atomic.
 unsafe impl Send for RingMemory {}
 
+/// In which order the two sides see each other's words; entries, flags and event indices are ordered by these. The model in `crate::models` runs with the same constants.
+pub(crate) mod order {
+    use std::sync::atomic::Ordering;
+
+    /// Reading the index that the other side publishes: what it wrote before is visible afterwards.
+    pub(crate) const SEE: Ordering = Ordering::Acquire;
+    /// Publishing an index: the other side sees what was written before.
+    pub(crate) const SHOW: Ordering = Ordering::Release;
+    /// Between a store that the guest must see and a load of what it wrote (virtio 1.3, sections 2.7.7.2 and 2.7.10).
+    pub(crate) const BARRIER: Ordering = Ordering::SeqCst;
+}
+
 /// `flags` and `idx` in front of either ring.
 const RING_HEADER: usize = 4;
 /// Bytes of an avail entry and of a used entry.
@@ -112,7 +124,7 @@ impl RingMemory {
     #[inline]
     #[must_use]
     pub fn avail_idx(&self) -> u16 {
-        u16::from_le(self.avail16(2).load(Ordering::Acquire))
+        u16::from_le(self.avail16(2).load(order::SEE))
     }
 
     /// Whether the guest asked not to be signalled (without EVENT_IDX).
@@ -167,7 +179,7 @@ impl RingMemory {
     /// Shows the guest all used entries before `index`.
     #[inline]
     pub fn publish_used(&self, index: u16) {
-        self.used16(2).store(index.to_le(), Ordering::Release);
+        self.used16(2).store(index.to_le(), order::SHOW);
     }
 
     /// The used index as the ring has it now: where a predecessor of ours stopped.
@@ -190,7 +202,7 @@ impl RingMemory {
     /// Between a store that the guest must see and a load of what it wrote (virtio 1.3, sections 2.7.7.2 and 2.7.10).
     #[inline]
     pub fn full_barrier(&self) {
-        fence(Ordering::SeqCst);
+        fence(order::BARRIER);
     }
 
     #[inline]

@@ -9,7 +9,9 @@
 //! A chain that lies (a loop, an address outside memory) costs its own frame. Ring indices that lie are a
 //! [`PortFault`]: the vring stops until the front end starts it again.
 
+pub(crate) mod batches;
 mod chain;
+pub(crate) mod notify;
 mod rx;
 mod split;
 #[cfg(test)]

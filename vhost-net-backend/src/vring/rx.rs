@@ -6,12 +6,10 @@ use arrayvec::ArrayVec;
 use router::{DropReason, OffloadCaps, VnetHeader};
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 
+use super::batches::Batches;
 use super::chain::{Access, ChainError, walk};
 use super::{PortFault, RingError, RingSetup, SEGMENTS, SplitRing};
 use crate::guest_memory::{GuestMemory, GuestSlice};
-
-/// Workers that can have frames in one ring which they did not publish yet.
-const BATCHES: usize = 64;
 
 /// A running receive vring.
 #[derive(Debug)]
@@ -25,17 +23,7 @@ pub struct RxRing {
     pub enabled: bool,
     /// Why it can no longer be used, if so.
     pub fault: Option<PortFault>,
-    /// What each worker put in and has not shown to the guest yet, oldest first.
-    batches: ArrayVec<Batch, BATCHES>,
-}
-
-/// Used entries up to `end` that one worker wrote. They are shown in order, and only once that worker has completed
-/// the transmit chains they came from: after a crash a burst may be lost, never delivered twice.
-#[derive(Clone, Copy, Debug)]
-struct Batch {
-    worker: usize,
-    end: u16,
-    done: bool,
+    batches: Batches,
 }
 
 /// A chain that a frame goes into.
@@ -62,7 +50,7 @@ impl RxRing {
             caps: OffloadCaps::from_features(setup.features),
             enabled,
             fault: None,
-            batches: ArrayVec::new(),
+            batches: Batches::default(),
         })
     }
 
@@ -91,7 +79,7 @@ impl RxRing {
     ) -> Result<(), DropReason> {
         let tail_len: u32 = tail.iter().map(|s| s.len()).sum();
         let need = self.header_len + u32::try_from(head.len()).unwrap_or(u32::MAX) + tail_len;
-        if !has_place(&self.batches, worker) {
+        if !self.batches.has_place(worker) {
             return Err(DropReason::RxRingFull);
         }
         let Self { ring, memory, batches, .. } = self;
@@ -113,7 +101,7 @@ impl RxRing {
             ring.next_avail = before;
             if reason == DropReason::RxBadBuffer {
                 (0..=taken.len()).for_each(|_| ring.give_back());
-                note_batch(batches, worker, ring.written());
+                batches.note(worker, ring.written());
             }
             return Err(reason);
         }
@@ -131,7 +119,7 @@ impl RxRing {
             left -= len;
             ring.put_used(chain.head, len);
         }
-        note_batch(batches, worker, ring.written());
+        batches.note(worker, ring.written());
         Ok(())
     }
 
@@ -140,17 +128,13 @@ impl RxRing {
     /// resets a device by disabling its rings).
     pub fn disable(&mut self) -> Vec<usize> {
         self.enabled = false;
-        self.batches.iter().map(|batch| batch.worker).collect()
+        self.batches.workers().collect()
     }
 
     /// Shows the guest what `worker` put in, as soon as everything before it may be shown as well.
     pub fn finish(&mut self, worker: usize) {
-        for batch in self.batches.iter_mut().filter(|b| b.worker == worker) {
-            batch.done = true;
-        }
-        let ready = self.batches.iter().take_while(|b| b.done).count();
-        if let Some(last) = self.batches.drain(..ready).last() {
-            self.ring.publish(last.end);
+        if let Some(end) = self.batches.finish(worker) {
+            self.ring.publish(end);
         }
     }
 
@@ -158,23 +142,6 @@ impl RxRing {
     pub fn stop(self) -> u16 {
         self.ring.shown_base()
     }
-}
-
-/// What `worker` wrote now reaches up to `end`.
-fn note_batch(batches: &mut ArrayVec<Batch, BATCHES>, worker: usize, end: u16) {
-    match batches.last_mut() {
-        Some(last) if last.worker == worker && !last.done => last.end = end,
-        Some(_) | None => {
-            // There is room: `has_place` was asked.
-            let _ = batches.try_push(Batch { worker, end, done: false });
-        }
-    }
-}
-
-/// Whether `worker` can write one more frame down. A batch never stands for another worker's frames: they would be shown
-/// before their transmit chains are given back.
-fn has_place(batches: &ArrayVec<Batch, BATCHES>, worker: usize) -> bool {
-    !batches.is_full() || batches.last().is_some_and(|last| last.worker == worker && !last.done)
 }
 
 /// Takes chains until they hold `need` bytes.

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
-use super::{PortFault, RingError, RingSetup};
+use super::{PortFault, RingError, RingSetup, notify};
 use crate::guest_memory::RingMemory;
 use crate::ring_state::{Indices, Resume, RingState};
 use crate::sys;
@@ -140,36 +140,19 @@ impl SplitRing {
             // Before the guest can see it: a kill in between leaves both, and the used index says which is true.
             state.showing(at(old), at(index));
         }
-        self.memory.publish_used(index);
-        self.memory.full_barrier();
-        let wanted = if self.event_idx {
-            // Did `used_event` lie in old..index? (vring_need_event)
-            let event = self.memory.used_event();
-            index.wrapping_sub(event).wrapping_sub(1) < index.wrapping_sub(old)
-        } else {
-            !self.memory.no_interrupt()
-        };
-        if wanted {
+        if notify::show(&self.memory, self.event_idx, old, index) {
             self.ring_call();
         }
     }
 
     /// Asks the guest to kick; `true` if chains have come meanwhile, so that nobody may sleep.
     pub fn arm(&mut self) -> bool {
-        if self.event_idx {
-            self.memory.set_avail_event(self.next_avail);
-        } else {
-            self.memory.set_no_notify(false);
-        }
-        self.memory.full_barrier();
-        self.memory.avail_idx() != self.next_avail
+        notify::arm(&self.memory, self.event_idx, self.next_avail)
     }
 
     /// Asks the guest not to kick while we poll. With EVENT_IDX the event index of the past does that by itself.
     pub fn disarm(&mut self) {
-        if !self.event_idx {
-            self.memory.set_no_notify(true);
-        }
+        notify::disarm(&self.memory, self.event_idx);
     }
 
     /// Where its progress is written down.
