@@ -82,6 +82,13 @@ impl PortDevice {
         }
     }
 
+    fn start_tx(&self, queue: TxQueue) -> Result<(), RingError> {
+        let (reply, answer) = bounded(1);
+        let worker = self.worker(queue.pair).ok_or(RingError::Worker)?;
+        worker.send(Command::StartTx { queue: Box::new(queue), reply });
+        answer.recv().map_err(|_| RingError::Worker)?.map_err(RingError::Kick)
+    }
+
     fn stop_tx(&self, pair: usize) -> Option<u16> {
         let (reply, answer) = bounded(1);
         self.worker(pair)?.send(Command::StopTx { port: self.port, pair, reply });
@@ -97,7 +104,7 @@ impl Device for PortDevice {
         if is_tx {
             let ring = TxRing::new(&mut setup)?;
             let queue = TxQueue { port: self.port, pair, memory: setup.memory, ring, enabled };
-            self.worker(pair).ok_or(RingError::Worker)?.send(Command::StartTx(Box::new(queue)));
+            self.start_tx(queue)?;
         } else {
             let ring = RxRing::new(&mut setup, enabled)?;
             self.shared().ok_or(RingError::Worker)?.set_rx(pair, Some(ring));

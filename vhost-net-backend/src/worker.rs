@@ -10,7 +10,8 @@ mod source;
 #[cfg(test)]
 mod tests;
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -25,7 +26,7 @@ use crate::counters::Counters;
 use crate::datapath::{Datapath, TxQueue};
 use crate::guest_memory;
 use crate::port::PortTable;
-use crate::uplink::{Tap, UplinkEvent};
+use crate::uplink::{Tap, UplinkEvent, keeper};
 use crate::vring::PortFault;
 use source::{Source, Sources};
 
@@ -37,6 +38,8 @@ const QUIET_ROUNDS: u32 = 2_000;
 const ROUNDS_BETWEEN_EVENTS: u32 = 32;
 /// Between two unsolicited router advertisements: well within the lifetime they announce (RFC 4861, section 6.2.1).
 const ADVERTISE_EVERY: Duration = Duration::from_secs(300);
+/// What a source is watched for. Each kick is an edge, whether or not the ones before were read.
+const KICKS: EventFlags = EventFlags::IN.union(EventFlags::ET);
 /// epoll's token of the command eventfd; sources have their index.
 const WAKE: u64 = u64::MAX;
 
@@ -44,7 +47,12 @@ const WAKE: u64 = u64::MAX;
 #[derive(Debug)]
 pub enum Command {
     /// A transmit vring starts; one of the same port and pair is replaced.
-    StartTx(Box<TxQueue>),
+    StartTx {
+        /// The vring.
+        queue: Box<TxQueue>,
+        /// Answered once it is polled, or with why its kick cannot be waited for.
+        reply: Sender<io::Result<()>>,
+    },
     /// A transmit vring stops; the answer is its next avail index.
     StopTx {
         /// Whose.
@@ -143,7 +151,7 @@ pub struct Worker {
 ///
 /// # Errors
 /// No file descriptor or thread could be had.
-pub fn spawn(setup: WorkerSetup) -> std::io::Result<(WorkerHandle, JoinHandle<()>)> {
+pub fn spawn(setup: WorkerSetup) -> io::Result<(WorkerHandle, JoinHandle<()>)> {
     let (index, cpu) = (setup.index, setup.cpu);
     let (handle, worker) = prepare(setup)?;
     let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
@@ -155,7 +163,7 @@ pub fn spawn(setup: WorkerSetup) -> std::io::Result<(WorkerHandle, JoinHandle<()
     Ok((handle, thread))
 }
 
-fn prepare(setup: WorkerSetup) -> std::io::Result<(WorkerHandle, Worker)> {
+fn prepare(setup: WorkerSetup) -> io::Result<(WorkerHandle, Worker)> {
     let (sender, commands) = unbounded();
     let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -218,7 +226,6 @@ impl Worker {
 
     fn spins(&self, now: Instant, last_frame: Instant) -> bool {
         self.poll == Poll::Adaptive && self.sources.any_active() && now.duration_since(last_frame) < SPIN
-            || self.sources.any_unkickable()
     }
 
     /// One burst from each active source; returns the frames moved.
@@ -233,6 +240,7 @@ impl Worker {
                     Err(fault) => {
                         queue.enabled = false;
                         queue.ring.ring().signal_error();
+                        listen(&self.epoll, at, queue);
                         self.ports.get(queue.port.index()).inspect(|p| p.report_fault(&fault));
                         0
                     }
@@ -300,7 +308,9 @@ impl Worker {
     /// Carries a command out; `false` at the end.
     fn obey(&mut self, command: Command) -> bool {
         match command {
-            Command::StartTx(queue) => self.start(*queue),
+            Command::StartTx { queue, reply } => {
+                let _ = reply.send(self.start(queue));
+            }
             Command::StopTx { port, pair, reply } => {
                 let stopped = self.sources.position(port, pair).and_then(|at| self.forget(at));
                 let base = match stopped {
@@ -310,8 +320,8 @@ impl Worker {
                 let _ = reply.send(base);
             }
             Command::EnableTx { port, pair, enabled, reply } => {
-                if let Some(entry) = self.sources.find(port, pair) {
-                    entry.enable(enabled);
+                if let Some(at) = self.sources.position(port, pair) {
+                    self.enable(at, enabled);
                 }
                 let _ = reply.send(());
             }
@@ -328,19 +338,27 @@ impl Worker {
         true
     }
 
-    fn start(&mut self, queue: TxQueue) {
+    fn start(&mut self, queue: Box<TxQueue>) -> io::Result<()> {
         if let Some(at) = self.sources.position(queue.port, queue.pair) {
             self.forget(at);
         }
-        let port = queue.port;
-        self.datapath.forget_guest(port);
         let at = self.sources.free();
         if let Some(kick) = queue.ring.kick() {
-            // Each kick is an edge, whether or not the ones before were read.
-            self.watch(kick.as_fd(), at, port, EventFlags::IN | EventFlags::ET);
+            epoll::add(&self.epoll, kick, token(at), kicks_of(&queue))?;
         }
+        self.datapath.forget_guest(queue.port);
         // Active at once: whatever the guest queued before it knew us needs no kick (virtio 1.3, section 2.7.13.4).
-        self.sources.put(at, Source::Guest(Box::new(queue)));
+        self.sources.put(at, Source::Guest(queue));
+        Ok(())
+    }
+
+    fn enable(&mut self, at: usize, enabled: bool) {
+        let Some(entry) = self.sources.get_mut(at) else { return };
+        if let Source::Guest(queue) = &mut entry.source {
+            queue.enabled = enabled;
+            listen(&self.epoll, at, queue);
+        }
+        entry.wake();
     }
 
     fn start_uplink(&mut self, port: PortId, tap: Tap) {
@@ -349,16 +367,14 @@ impl Worker {
             self.forget(at);
         }
         let at = self.sources.free();
-        self.watch(tap.as_fd(), at, port, EventFlags::IN);
+        if let Err(error) = epoll::add(&self.epoll, tap.as_fd(), token(at), EventFlags::IN) {
+            let worker = self.index;
+            tracing::warn!(%error, worker, port = port.0, "cannot wait for the uplink's frames");
+            keeper::report(&self.ports, port, Some("a worker cannot wait for its frames"));
+            return;
+        }
         self.datapath.set_tap(port, Some(tap));
         self.sources.put(at, Source::Uplink { port, buffers: Tap::buffers() });
-    }
-
-    fn watch(&self, fd: BorrowedFd<'_>, at: usize, port: PortId, flags: EventFlags) {
-        let token = EventData::new_u64(u64::try_from(at).unwrap_or(WAKE));
-        if let Err(error) = epoll::add(&self.epoll, fd, token, flags) {
-            tracing::warn!(%error, port = port.0, "cannot wait for the port's notifications");
-        }
     }
 
     /// Takes a source out. The front end still holds the other end of its kick, so closing ours would leave epoll's entry.
@@ -385,5 +401,22 @@ impl Worker {
 
     fn until_next_advert(&self, now: Instant) -> Option<Duration> {
         self.sources.first_pairs().next().map(|_| self.next_advert.saturating_duration_since(now))
+    }
+}
+
+fn token(at: usize) -> EventData {
+    EventData::new_u64(u64::try_from(at).unwrap_or(WAKE))
+}
+
+/// A disabled vring, or one at fault, is not served: its kicks are nobody's business.
+fn kicks_of(queue: &TxQueue) -> EventFlags {
+    if queue.enabled { KICKS } else { EventFlags::empty() }
+}
+
+/// Waits for the vring's kicks while it is enabled, and only then: a storm of others must not wake the worker.
+fn listen(epoll: &OwnedFd, at: usize, queue: &TxQueue) {
+    let Some(kick) = queue.ring.kick() else { return };
+    if let Err(error) = epoll::modify(epoll, kick, token(at), kicks_of(queue)) {
+        tracing::warn!(%error, port = queue.port.0, "cannot change what is waited for");
     }
 }

@@ -287,14 +287,30 @@ pub const CASES: &[Case] = &[
             Ok(())
         },
     ),
-    case("A29 poll mode", "SET_VRING_KICK without eventfd: the ring is polled", Wanted::Obeyed, |f| {
-        let mut attacker = f.with_memory()?;
-        attacker.set_up(TX)?;
-        attacker.done(request::SET_VRING_KICK, &u64s(&[u64::from(TX) | 0x100]))?;
-        attacker.done(request::SET_VRING_ENABLE, &u32s(&[TX, 1]))?;
-        let frame = udp4(f.attacked, f.witness, b"polled");
-        attacker.send(&[0; 12], &frame)?;
-        f.witnessed().map(drop)
+    case(
+        "A26 kick storm on a disabled ring",
+        "kicks as fast as one thread can, of a ring that nobody serves",
+        Wanted::Harmless,
+        |f| {
+            let attacker = f.started()?;
+            attacker.done(request::SET_VRING_ENABLE, &u32s(&[TX, 0]))?;
+            let before = f.daemon.process().cpu_ticks()?;
+            let end = Instant::now() + Duration::from_millis(500);
+            while Instant::now() < end {
+                attacker.kick(TX)?;
+            }
+            let used = f.daemon.process().cpu_ticks()? - before;
+            ensure!(used < 10, "{used} ticks in 500 ms");
+            Ok(())
+        },
+    ),
+    case("A29 poll mode", "SET_VRING_KICK without eventfd: the ring is to be polled", Wanted::Refused, |f| {
+        let attacker = f.with_memory()?;
+        for ring in [RX, TX] {
+            attacker.set_up(ring)?;
+            attacker.refused(request::SET_VRING_KICK, &u64s(&[u64::from(ring) | 0x100]))?;
+        }
+        Ok(())
     }),
     case(
         "A30 GET_VRING_BASE under traffic",

@@ -58,6 +58,9 @@ pub enum SessionError {
     /// A vring was started before that was known.
     #[error("vring {1} has no {0} yet")]
     Missing(&'static str, usize),
+    /// SET_VRING_KICK without an eventfd asks for polling.
+    #[error("vring {0} came without a kick: poll mode is not offered")]
+    PollMode(usize),
     /// A kick, call or error descriptor that is not an eventfd.
     #[error("the file descriptor is not a plain eventfd but {0}")]
     NotEventFd(String),

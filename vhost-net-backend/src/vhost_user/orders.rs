@@ -244,13 +244,26 @@ fn without_protocol_features_rings_start_enabled() {
         (Say::Table(&REGIONS), false, QUIET),
         (Say::Ring(R::SET_VRING_NUM, 1, 2), false, QUIET),
         (Say::Addr(1, ring(0)), false, QUIET),
-        (Say::NoEvent(R::SET_VRING_KICK, 1), false, QUIET),
+        (Say::Event(R::SET_VRING_KICK, 1), false, QUIET),
         (Say::NoEvent(R::SET_VRING_CALL, 1), false, QUIET),
     ]);
     assert_eq!(old.told(), ["start 1 at 0 enabled", "call 1"]);
     let setup = &old.device.setups[&1];
-    assert!(setup.kick.is_none() && setup.call.is_none());
+    assert!(setup.kick.is_some() && setup.call.is_none());
     assert_eq!(old.say(&Say::Ring(R::SET_VRING_ENABLE, 1, 1), false), Hear::Close);
+}
+
+#[test]
+fn a_ring_that_would_have_to_be_polled_is_refused() {
+    for index in [0, 1] {
+        let mut vmm = negotiated();
+        vmm.converse(&[
+            (Say::Ring(R::SET_VRING_NUM, index, 256), true, OK),
+            (Say::Addr(index, ring(index)), true, OK),
+            (Say::NoEvent(R::SET_VRING_KICK, u64::from(index)), true, NACK),
+            (Say::Event(R::SET_VRING_KICK, u64::from(index)), true, OK),
+        ]);
+    }
 }
 
 #[test]

@@ -18,15 +18,6 @@ use crate::vring::RingSetup;
 /// Largest vring, entries (virtio 1.2, section 2.7).
 const MAX_SIZE: u32 = 32768;
 
-/// How the guest says that there is work.
-#[derive(Debug)]
-pub(super) enum Kick {
-    /// It does not: the ring is polled.
-    Poll,
-    /// By this eventfd.
-    Event(OwnedFd),
-}
-
 /// What the front end said about one vring.
 #[derive(Debug, Default)]
 pub(super) struct Ring {
@@ -34,7 +25,7 @@ pub(super) struct Ring {
     addresses: Option<RingAddresses>,
     base: u16,
     /// There while the ring is started.
-    pub(super) kick: Option<Kick>,
+    pub(super) kick: Option<OwnedFd>,
     call: Option<OwnedFd>,
     err: Option<OwnedFd>,
     enabled: Option<bool>,
@@ -129,10 +120,10 @@ impl Session {
         device: &mut dyn Device,
     ) -> Result<(), SessionError> {
         let index = self.ring_index(index)?;
-        let kick = match fds.into_iter().next() {
-            Some(fd) => Kick::Event(eventfd::accept(fd)?),
-            None => Kick::Poll,
-        };
+        // Without an eventfd the ring would have to be polled for ever: a core of the host, or many wake-ups of it, for
+        // a guest that is quiet. No VMM asks for that.
+        let kick = fds.into_iter().next().ok_or(SessionError::PollMode(index))?;
+        let kick = eventfd::accept(kick)?;
         // A kick replaces the one before: the old eventfd must not be listened to any more.
         self.stop_ring(index, device);
         self.ring(index)?.kick = Some(kick);
@@ -226,11 +217,7 @@ impl Session {
         let size = ring.size.ok_or(SessionError::Missing("size", index))?;
         let addresses = ring.addresses.ok_or(SessionError::Missing("addresses", index))?;
         let [desc, avail, used] = self.areas(addresses, size)?;
-        let kick = match &ring.kick {
-            Some(Kick::Event(fd)) => copy(Some(fd))?,
-            Some(Kick::Poll) => None,
-            None => return Err(SessionError::Missing("kick", index)),
-        };
+        let kick = copy(Some(ring.kick.as_ref().ok_or(SessionError::Missing("kick", index))?))?;
         let (call, err) = (copy(ring.call.as_ref())?, copy(ring.err.as_ref())?);
         let (base, memory) = (ring.base, self.memory.clone());
         let setup =

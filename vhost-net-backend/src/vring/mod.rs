@@ -51,7 +51,7 @@ pub struct RingSetup {
     pub memory: Arc<GuestMemory>,
     /// Negotiated virtio features (EVENT_IDX, MRG_RXBUF, VERSION_1 and the offloads).
     pub features: u64,
-    /// The guest kicks this; none: poll mode.
+    /// The guest kicks this; none: nobody waits for it.
     pub kick: Option<OwnedFd>,
     /// We signal this; none: the guest polls.
     pub call: Option<OwnedFd>,
@@ -89,6 +89,9 @@ pub enum RingError {
     /// Size is zero, above the limit or not a power of two.
     #[error("vring size {0} is not a power of two from 1 to 32768")]
     Size(u16),
+    /// The kernel does not let us wait for its kick.
+    #[error("the kick cannot be waited for: {0}")]
+    Kick(#[source] std::io::Error),
     /// The worker that should own it is gone.
     #[error("the worker is gone")]
     Worker,

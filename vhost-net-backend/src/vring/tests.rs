@@ -78,7 +78,7 @@ impl Bench {
     }
 
     /// Offers chains whose descriptors somebody else wrote; returns the avail index.
-    fn offer(&self, from: u16, heads: &[u16]) -> u16 {
+    pub(crate) fn offer(&self, from: u16, heads: &[u16]) -> u16 {
         let mut index = from;
         for head in heads {
             let at = self.layout.avail + 4 + 2 * u64::from(index % self.layout.size);

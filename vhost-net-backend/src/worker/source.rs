@@ -30,7 +30,7 @@ impl Entry {
     /// Asks for notifications again; `true` if there is work, so that it stays active.
     pub(super) fn arm(&mut self) -> bool {
         match &mut self.source {
-            Source::Guest(queue) if queue.enabled => queue.ring.kick().is_none() || queue.ring.ring().arm(),
+            Source::Guest(queue) if queue.enabled => queue.ring.ring().arm(),
             // epoll tells of an uplink's frames whether or not we poll.
             Source::Guest(_) | Source::Uplink { .. } => false,
         }
@@ -42,21 +42,6 @@ impl Entry {
         self.quiet = 0;
         if let Source::Guest(queue) = &mut self.source {
             queue.ring.ring().disarm();
-        }
-    }
-
-    pub(super) fn enable(&mut self, enabled: bool) {
-        if let Source::Guest(queue) = &mut self.source {
-            queue.enabled = enabled;
-        }
-        self.wake();
-    }
-
-    /// A vring without a kick eventfd has to be polled for ever.
-    fn is_unkickable(&self) -> bool {
-        match &self.source {
-            Source::Guest(queue) => queue.enabled && queue.ring.kick().is_none(),
-            Source::Uplink { .. } => false,
         }
     }
 
@@ -123,10 +108,6 @@ impl Sources {
 
     pub(super) fn any_active(&self) -> bool {
         self.0.iter().flatten().any(|e| e.active)
-    }
-
-    pub(super) fn any_unkickable(&self) -> bool {
-        self.0.iter().flatten().any(Entry::is_unkickable)
     }
 
     /// Guest ports whose first transmit vring is here.

@@ -36,6 +36,12 @@ fn queue(bench: &Bench, kick: &OwnedFd) -> TxQueue {
     TxQueue { port: PortId(0), pair: 0, memory: setup.memory, ring, enabled: true }
 }
 
+fn start(worker: &WorkerHandle, queue: TxQueue) -> io::Result<()> {
+    let (reply, answer) = bounded(1);
+    worker.send(Command::StartTx { queue: Box::new(queue), reply });
+    answer.recv_timeout(PATIENCE).unwrap()
+}
+
 /// Whether the worker still obeys.
 fn obeys(worker: &WorkerHandle) -> bool {
     let (reply, answer) = bounded(1);
@@ -49,7 +55,7 @@ fn a_kick_that_blocks_holds_nobody() {
     let bench = Bench::new(16, VERSION_1, false);
     // As a VMM can make it at any time: O_NONBLOCK belongs to the file description.
     let kick = eventfd(0, EventfdFlags::empty()).unwrap();
-    worker.send(Command::StartTx(Box::new(queue(&bench, &kick))));
+    start(&worker, queue(&bench, &kick)).unwrap();
     assert!(obeys(&worker) && obeys(&worker), "held by the kick");
     worker.send(Command::Stop);
     thread.join().unwrap();
@@ -61,7 +67,7 @@ fn every_kick_wakes_a_worker_that_sleeps() {
         let (worker, thread) = spawn(setup()).unwrap();
         let mut bench = Bench::new(16, features, false);
         let kick = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
-        worker.send(Command::StartTx(Box::new(queue(&bench, &kick))));
+        start(&worker, queue(&bench, &kick)).unwrap();
         for _ in 0..50 {
             // Long enough for it to give up polling and arm.
             std::thread::sleep(Duration::from_millis(1));
@@ -86,7 +92,7 @@ fn a_source_may_be_quiet_for_hours() {
     let (_handle, mut worker) = prepare(setup()).unwrap();
     let bench = Bench::new(16, VERSION_1, false);
     worker.poll = Poll::Busy;
-    worker.start(queue(&bench, &eventfd(0, EventfdFlags::NONBLOCK).unwrap()));
+    worker.start(Box::new(queue(&bench, &eventfd(0, EventfdFlags::NONBLOCK).unwrap()))).unwrap();
     worker.sources.iter_mut().for_each(|entry| entry.quiet = u32::MAX);
     assert_eq!(worker.service(Instant::now()), 0);
     assert_eq!(worker.sources.iter_mut().map(|entry| entry.quiet).max(), Some(u32::MAX));
@@ -101,4 +107,52 @@ fn an_uplink_that_comes_again_replaces_the_one_before() {
         worker.start_uplink(PortId(0), Tap::new(ours.into()));
     }
     assert_eq!(worker.sources.iter_mut().count(), 1);
+}
+
+/// Rounds of a worker's loop while `act` runs.
+fn wake_ups(worker: &mut Worker, mut act: impl FnMut()) -> usize {
+    (0..100)
+        .filter(|_| {
+            act();
+            let mut events = [epoll::Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }; 4];
+            epoll::wait(&worker.epoll, &mut events[..], Some(&Timespec::default())).unwrap() > 0
+        })
+        .count()
+}
+
+#[test]
+fn kicks_of_a_vring_that_is_not_served_wake_nobody() {
+    let (_handle, mut worker) = prepare(setup()).unwrap();
+    let bench = Bench::new(16, VERSION_1, false);
+    let kick = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+    let storm = || {
+        rustix::io::write(&kick, &1_u64.to_ne_bytes()).unwrap();
+    };
+    let mut disabled = queue(&bench, &kick);
+    disabled.enabled = false;
+    worker.start(Box::new(disabled)).unwrap();
+    assert_eq!(wake_ups(&mut worker, storm), 0, "disabled from the start");
+    worker.enable(0, true);
+    assert_eq!(wake_ups(&mut worker, storm), 100, "enabled");
+    worker.enable(0, false);
+    assert_eq!(wake_ups(&mut worker, storm), 0, "disabled again");
+    worker.enable(0, true);
+    // The avail index jumps further than the ring is long.
+    bench.offer(0, &[0; 17]);
+    worker.service(Instant::now());
+    assert_eq!(wake_ups(&mut worker, storm), 0, "at fault");
+    worker.start(Box::new(queue(&Bench::new(16, VERSION_1, false), &kick))).unwrap();
+    assert_eq!(wake_ups(&mut worker, storm), 100, "started anew");
+}
+
+#[test]
+fn a_vring_whose_kick_cannot_be_waited_for_does_not_start() {
+    let (worker, thread) = spawn(setup()).unwrap();
+    let bench = Bench::new(16, VERSION_1, false);
+    // epoll(7) takes no regular file.
+    let file = OwnedFd::from(tempfile::tempfile().unwrap());
+    assert!(start(&worker, queue(&bench, &file)).is_err());
+    start(&worker, queue(&bench, &eventfd(0, EventfdFlags::NONBLOCK).unwrap())).unwrap();
+    worker.send(Command::Stop);
+    thread.join().unwrap();
 }
