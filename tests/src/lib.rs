@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod guest;
 pub mod hostile;
 pub mod iperf;
+pub mod kernel;
 pub mod netns;
 pub mod pcap;
 pub mod process;
