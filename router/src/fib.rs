@@ -181,7 +181,8 @@ mod tests {
 
     /// Few bits vary, so that prefixes nest and addresses meet them.
     fn net() -> impl Strategy<Value = IpNet> {
-        let v4 = (0u32..0x40, 24u8..=32).prop_map(|(low, len)| {
+        let len4 = prop_oneof![8 => 24u8..=32, 1 => prop::sample::select(vec![0, 1, 8, 23])];
+        let v4 = (0u32..0x40, len4).prop_map(|(low, len)| {
             IpNet::V4(Ipv4Net::new(Ipv4Addr::from_bits(0x0a00_0000 | low << 2), len).unwrap().trunc())
         });
         let v6 = (0u128..0x40, prop::sample::select(vec![0u8, 48, 122, 124, 126, 127, 128])).prop_map(
@@ -202,6 +203,7 @@ mod tests {
             nets in prop::collection::vec(net(), 0..40),
             hosts in prop::collection::vec(net(), 0..10),
             asked in prop::collection::vec(net(), 1..40),
+            others in prop::collection::vec(any::<IpAddr>(), 0..10),
         ) {
             let mut fib = Fib::default();
             for (index, net) in nets.iter().enumerate() {
@@ -210,7 +212,7 @@ mod tests {
             for (index, host) in hosts.iter().enumerate() {
                 fib.add_host(host.addr(), route(1000 + index));
             }
-            for address in asked.iter().map(IpNet::addr) {
+            for address in asked.iter().map(IpNet::addr).chain(others) {
                 let host = hosts.iter().position(|host| host.addr() == address).map(|index| route(1000 + index));
                 // The first of equals was added first, and stays.
                 let scan = nets.iter().enumerate().rev().filter(|(_, net)| net.contains(&address));

@@ -11,6 +11,8 @@
 
 pub(crate) mod batches;
 mod chain;
+#[cfg(test)]
+mod machine;
 pub(crate) mod notify;
 mod rx;
 mod split;

@@ -16,8 +16,8 @@ use crate::guest_memory::RegionSpec;
 use crate::ring_state::NicState;
 
 pub(crate) const VERSION_1: u64 = 1 << 32;
-const MERGE: u64 = 1 << 15;
-const EVENT_IDX: u64 = 1 << 29;
+pub(super) const MERGE: u64 = 1 << 15;
+pub(super) const EVENT_IDX: u64 = 1 << 29;
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
@@ -97,7 +97,7 @@ impl Bench {
         self.ram.memory().write_slice(bytes, GuestAddress(addr)).unwrap();
     }
 
-    fn read(&self, addr: u64, len: usize) -> Vec<u8> {
+    pub(super) fn read(&self, addr: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         self.ram.memory().read_slice(&mut bytes, GuestAddress(addr)).unwrap();
         bytes
@@ -122,12 +122,12 @@ fn pop(ring: &mut TxRing, memory: &GuestMemory) -> Vec<(u16, usize, u32)> {
     frames
 }
 
-fn signals(call: &OwnedFd) -> u64 {
+pub(super) fn signals(call: &OwnedFd) -> u64 {
     let mut count = [0; 8];
     rustix::io::read(call, &mut count).map_or(0, |_| u64::from_ne_bytes(count))
 }
 
-fn call() -> (OwnedFd, Option<OwnedFd>) {
+pub(super) fn call() -> (OwnedFd, Option<OwnedFd>) {
     let fd = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
     let copy = fd.try_clone().unwrap();
     (fd, Some(copy))
@@ -541,6 +541,8 @@ enum Step {
     Reap,
     Arm(bool),
     DeviceArm,
+    /// The front end stops the vring, and starts it where it stopped.
+    Restart,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -551,6 +553,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => Just(Step::Reap),
         1 => any::<bool>().prop_map(Step::Arm),
         1 => Just(Step::DeviceArm),
+        1 => Just(Step::Restart),
     ];
     proptest::collection::vec(step, 1..120)
 }
@@ -612,6 +615,15 @@ proptest! {
                     let work = ring.ring().arm();
                     prop_assert_eq!(work, popped < shown);
                     device_armed = !work;
+                }
+                Step::Restart => {
+                    let base = ring.ring().base();
+                    prop_assert_eq!(usize::from(base), popped);
+                    signals(&ours);
+                    ring = TxRing::new(&mut bench.setup(base, Some(ours.try_clone().unwrap()))).unwrap();
+                    prop_assert_eq!(signals(&ours), 1);
+                    // A vring that starts is polled; and its signal wakes a driver that sleeps.
+                    (device_armed, driver_armed) = (false, false);
                 }
             }
         }
