@@ -137,6 +137,7 @@ fn nic(line: u32, network: usize, port: PortId, mtu: u16, v4: &[&str], v6: &[&st
         queues: 1,
         mtu,
         owner: None,
+        connect: None,
     }
 }
 

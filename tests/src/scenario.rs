@@ -137,6 +137,7 @@ impl Scenario {
             queues: shape.queues,
             mtu: shape.mtu,
             owner: None,
+            connect: None,
         };
         let spec = Spec {
             vcpus: u32::from(shape.queues),
@@ -243,6 +244,9 @@ fn nic_table(tenant: &Tenant, vm: &Vm, nic: &Nic) -> Result<String> {
         writeln!(table, "prefixes = {}", list(&nic.prefixes))?;
     }
     writeln!(table, "queues = {}\nmtu = {}", nic.queues, nic.mtu)?;
+    if let Some(path) = &nic.connect {
+        writeln!(table, "connect = {path:?}")?;
+    }
     Ok(table)
 }
 

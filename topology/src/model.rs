@@ -194,8 +194,10 @@ pub struct Nic {
     pub queues: u16,
     /// Largest layer-3 packet, bytes, 68..=65521 (1280 at least with IPv6).
     pub mtu: u16,
-    /// User that may connect to the socket beside the group.
+    /// User that may connect to the socket beside the group, or whose socket `connect` may be.
     pub owner: Option<u32>,
+    /// Client mode: the VMM listens here and the router connects; none: the router listens.
+    pub connect: Option<PathBuf>,
 }
 
 /// One static route of a tenant.

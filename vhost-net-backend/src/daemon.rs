@@ -19,7 +19,7 @@ use crate::port::{Device, PortShared, PortTable, lock};
 use crate::ring_state::{NicState, Store};
 use crate::uplink::keeper::{self, Keeper, Kept, hand_out, report};
 use crate::uplink::tap_device::{self, TapConfig, TapDevice};
-use crate::vhost_user::{Attach, End, ListenPort, Listeners, Ports, SessionConfig, SessionError};
+use crate::vhost_user::{Attach, End, ListenPort, Listeners, Ports, Role, SessionConfig, SessionError};
 use crate::worker::{self, Command, WorkerHandle, WorkerSetup};
 
 /// What the rest of the daemon (control, CLI) may look at while it runs.
@@ -174,7 +174,14 @@ fn listen_ports(view: &View) -> Vec<ListenPort> {
     let listen = (0..).zip(nics).map(|(id, (tenant, vm, i, nic))| ListenPort {
         id: PortId(id),
         name: format!("{}/{}.{i}", tenant.name, vm.name),
-        path: view.run_dir.join(&tenant.name).join(format!("{}.{i}.sock", vm.name)),
+        path: nic
+            .connect
+            .clone()
+            .unwrap_or_else(|| view.run_dir.join(&tenant.name).join(format!("{}.{i}.sock", vm.name))),
+        role: match nic.connect {
+            Some(_) => Role::Client { owner: nic.owner },
+            None => Role::Server,
+        },
         config: SessionConfig {
             mac: nic.mac.0,
             mtu: nic.mtu,

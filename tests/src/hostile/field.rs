@@ -42,6 +42,20 @@ pub struct Holdings {
     pub mappings: usize,
 }
 
+impl Holdings {
+    /// Of that process, now.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn of(pid: u32) -> Result<Self> {
+        let proc = PathBuf::from(format!("/proc/{pid}"));
+        let count = |what: &str| -> Result<usize> { Ok(fs::read_dir(proc.join(what))?.count()) };
+        let maps = fs::read_to_string(proc.join("maps"))?;
+        let shared = |line: &&str| line.split(' ').nth(1).is_some_and(|mode| mode.ends_with('s'));
+        Ok(Self { fds: count("fd")?, threads: count("task")?, mappings: maps.lines().filter(shared).count() })
+    }
+}
+
 /// The daemon and everybody around it.
 #[derive(Debug)]
 pub struct Field {
@@ -150,15 +164,7 @@ impl Field {
     /// # Errors
     /// It is gone.
     pub fn holdings(&self) -> Result<Holdings> {
-        let proc = PathBuf::from(format!("/proc/{}", self.pid()));
-        let count = |what: &str| -> Result<usize> { Ok(fs::read_dir(proc.join(what))?.count()) };
-        let maps = fs::read_to_string(proc.join("maps"))?;
-        let shared = |line: &&str| line.split(' ').nth(1).is_some_and(|mode| mode.ends_with('s'));
-        Ok(Holdings {
-            fds: count("fd")?,
-            threads: count("task")?,
-            mappings: maps.lines().filter(shared).count(),
-        })
+        Holdings::of(self.pid())
     }
 
     /// Counters of the attacked port.

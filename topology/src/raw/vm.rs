@@ -119,6 +119,8 @@ pub(crate) struct RawNic {
     pub(crate) groups: Vec<At<String>>,
     /// Limit of what it sends: "1Gbit".
     pub(crate) rate: Option<At<String>>,
-    /// User id that may connect to its socket.
+    /// User id of its VMM, beside the group: it may connect to the socket, or own the one named by `connect`.
     pub(crate) owner: Option<At<u32>>,
+    /// Client mode: path of the socket that the VMM makes and listens on; the router connects to it.
+    pub(crate) connect: Option<At<String>>,
 }

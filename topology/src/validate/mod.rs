@@ -40,6 +40,7 @@ pub(crate) fn validate(raw: &RawFile, ctx: &mut Context<'_>) -> Topology {
     let uplinks = uplinks::validate(&raw.uplink, ctx);
     let tenants = tenants::validate(raw, &router, &uplinks, ctx);
     sockets::validate(raw_router, &tenants, ctx);
+    sockets::shared(raw, ctx);
     peerings::validate(raw, &tenants, ctx);
     expectations::validate(raw, ctx);
     if let Some(raw) = &raw.fabric {

@@ -12,7 +12,7 @@ use crate::model::{Network, Nic, Vm};
 use crate::raw::{RawNic, RawTenant};
 use crate::units;
 use crate::validate::context::Context;
-use crate::validate::{limits, networks, subnets, uplinks};
+use crate::validate::{limits, networks, sockets, subnets, uplinks};
 
 /// What the NICs of one tenant are checked against.
 pub(crate) struct Scope<'a> {
@@ -72,6 +72,7 @@ pub(crate) fn nic(
         queues: queues.unwrap_or(1),
         mtu,
         owner: raw.owner.as_ref().map(|owner| **owner),
+        connect: raw.connect.as_ref().map(|path| sockets::connect(path, ctx)),
     };
     for address in addresses {
         match address {

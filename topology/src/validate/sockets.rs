@@ -1,7 +1,11 @@
 //! Paths of sockets: the kernel takes 107 bytes (`sun_path` of unix(7), less its end).
 
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use crate::at::At;
 use crate::model::Tenant;
-use crate::raw::RawRouter;
+use crate::raw::{RawFile, RawRouter};
 use crate::validate::context::Context;
 
 const LIMIT: usize = 107;
@@ -22,5 +26,31 @@ pub(crate) fn validate(raw: &RawRouter, tenants: &[Tenant], ctx: &mut Context<'_
     if let Some(run_dir) = &raw.run_dir {
         let message = format!("the socket path {longest:?} has {} bytes", longest.len());
         ctx.problem(run_dir.span(), message, format!("a socket path has {LIMIT} bytes at most"));
+    }
+}
+
+/// Where the VMM of a NIC in client mode listens.
+pub(crate) fn connect(path: &At<String>, ctx: &mut Context<'_>) -> PathBuf {
+    if path.len() > LIMIT {
+        let message = format!("the socket path has {} bytes", path.len());
+        ctx.problem(path.span(), message, format!("a socket path has {LIMIT} bytes at most"));
+    }
+    ctx.path(path)
+}
+
+/// A VMM's socket serves one NIC. Two tenants that name the same one would be two customers of one VM.
+pub(crate) fn shared(raw: &RawFile, ctx: &mut Context<'_>) {
+    let mut users: HashMap<&str, String> = HashMap::new();
+    for tenant in raw.tenant.iter() {
+        for vm in tenant.value.vm.iter() {
+            let nics = vm.value.nic.iter().flat_map(|nics| nics.iter().enumerate());
+            for (index, path) in nics.filter_map(|(index, nic)| Some((index, nic.connect.as_ref()?))) {
+                let label = format!("{}/{}.nic[{index}]", tenant.name.as_str(), vm.name.as_str());
+                if let Some(other) = users.insert(path.as_str(), label) {
+                    let message = format!("{other} connects to {:?} too", path.as_str());
+                    ctx.problem(path.span(), message, "a VMM listens on a socket of its own for each NIC");
+                }
+            }
+        }
     }
 }

@@ -65,7 +65,18 @@ impl FrontEnd {
         features: u64,
         protocol: VhostUserProtocolFeatures,
     ) -> Result<Self, GuestError> {
-        let socket = UnixStream::connect(path)?;
+        Self::over(UnixStream::connect(path)?, features, protocol)
+    }
+
+    /// The same over a connection that is there: that of a VMM which listened, and was connected to.
+    ///
+    /// # Errors
+    /// The daemon refused a message.
+    pub fn over(
+        socket: UnixStream,
+        features: u64,
+        protocol: VhostUserProtocolFeatures,
+    ) -> Result<Self, GuestError> {
         socket.set_read_timeout(Some(ANSWER))?;
         socket.set_write_timeout(Some(ANSWER))?;
         let watch = socket.try_clone()?;

@@ -1,6 +1,7 @@
 //! A network card: front end, memory and vrings together. Raw tests send hand-made frames through it.
 
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -167,7 +168,20 @@ impl FakeNic {
     /// # Errors
     /// Whatever the daemon refused.
     pub fn connect(path: &Path, options: NicOptions) -> Result<Self, GuestError> {
-        let mut front_end = FrontEnd::connect(path, options.features, options.protocol)?;
+        let front_end = FrontEnd::connect(path, options.features, options.protocol)?;
+        Self::behind(front_end, options)
+    }
+
+    /// The same for a VMM that listened, and that the daemon connected to.
+    ///
+    /// # Errors
+    /// Whatever the daemon refused.
+    pub fn over(socket: UnixStream, options: NicOptions) -> Result<Self, GuestError> {
+        let front_end = FrontEnd::over(socket, options.features, options.protocol)?;
+        Self::behind(front_end, options)
+    }
+
+    fn behind(mut front_end: FrontEnd, options: NicOptions) -> Result<Self, GuestError> {
         let features = front_end.features();
         let modern = features & (VERSION_1 | MRG_RXBUF) != 0;
         let header_len = if modern { VnetHeader::LEN } else { VnetHeader::LEGACY_LEN };

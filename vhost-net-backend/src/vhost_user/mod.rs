@@ -1,7 +1,7 @@
 //! vhost-user: the protocol by which a VMM hands over its guest's rings.
 //!
 //! # Theory of operation
-//! One thread ([`Listeners`]) waits on every port's socket. Each VMM that connects gets a thread of its own
+//! One thread ([`Listeners`]) waits on every port's socket, or connects to the VMM's ([`Role`]). Each VMM gets a thread of its own
 //! (`connection`), which reads one message at a time and gives it, with its file descriptors, to a [`Session`]. The
 //! session does no I/O: it checks the message, changes its state, starts and stops rings through
 //! [`Device`](crate::port::Device), and says what to answer. So the whole protocol is tested with no socket.
@@ -27,10 +27,12 @@ pub mod session;
 
 mod config;
 mod connection;
+mod dial;
 mod eventfd;
 mod memory;
 mod owners;
 mod rings;
+mod served_port;
 mod socket_file;
 
 #[cfg(test)]
@@ -42,5 +44,5 @@ mod test_front_end;
 
 pub use connection::{End, Hangup};
 pub use error::SessionError;
-pub use listener::{Attach, ListenPort, Listeners, Ports};
+pub use listener::{Attach, ListenPort, Listeners, Ports, Role};
 pub use session::{Outcome, Session, SessionConfig};

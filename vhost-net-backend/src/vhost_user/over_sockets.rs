@@ -3,7 +3,7 @@
 use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::test_front_end::{FrontEnd, MEMORY, Recorder, USER};
-use super::{Attach, End, Hangup, ListenPort, Listeners, Ports, SessionConfig, SessionError};
+use super::{Attach, End, Hangup, ListenPort, Listeners, Ports, Role, SessionConfig, SessionError};
 use crate::port::{Device, Negotiated};
 use crate::vring::{RingError, RingSetup};
 
@@ -84,12 +84,17 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Self::with_role(Role::Server)
+    }
+
+    fn with_role(role: Role) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("acme").join("web1.0.sock");
         let (tell, heard) = mpsc::channel();
         let daemon = Arc::new(Daemon(Mutex::new(tell), Mutex::default()));
         let config = SessionConfig { mac: [2, 0, 0, 0, 0, 1], mtu: 1500, pairs: 1, uso: false };
-        let port = ListenPort { id: PortId(3), name: "acme/web1.0".to_owned(), path: path.clone(), config };
+        let name = "acme/web1.0".to_owned();
+        let port = ListenPort { id: PortId(3), name, path: path.clone(), role, config };
         let listeners = Listeners::start(vec![port], Some("no-such-group"), daemon.clone()).unwrap();
         Self { listeners: Some(listeners), daemon, heard, path, _dir: dir }
     }
@@ -145,7 +150,10 @@ fn start_ring(front_end: &Frontend, index: usize, event: &EventFd) {
 }
 
 fn boot(path: &Path) -> Frontend {
-    let mut front_end = Frontend::connect(path, 2).unwrap();
+    negotiate(Frontend::connect(path, 2).unwrap())
+}
+
+fn negotiate(mut front_end: Frontend) -> Frontend {
     front_end.set_owner().unwrap();
     let features = front_end.get_features().unwrap();
     let protocol = front_end.get_protocol_features().unwrap();
@@ -312,4 +320,66 @@ fn stopping_stops_rings_and_removes_sockets() {
     assert_eq!(heard[..5], ["attached", "start 0", "start 1", "stop 0", "stop 1"]);
     assert!(heard[5].starts_with("detached 3"));
     assert!(!bench.path.exists());
+}
+
+/// The VMM's socket, which waits at most that long for us.
+fn vmm_listens(path: &Path) -> UnixListener {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let listener = UnixListener::bind(path).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    listener
+}
+
+fn accept_within(listener: &UnixListener, limit: Duration) -> Option<UnixStream> {
+    let end = Instant::now() + limit;
+    while Instant::now() < end {
+        if let Ok((stream, _)) = listener.accept() {
+            stream.set_nonblocking(false).unwrap();
+            return Some(stream);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    None
+}
+
+#[test]
+fn the_router_connects_to_a_vmm_that_listens_and_comes_back() {
+    let mut bench = Bench::with_role(Role::Client { owner: None });
+    std::thread::sleep(Duration::from_millis(150));
+    let listener = vmm_listens(&bench.path);
+    for _ in 0..5 {
+        let stream = accept_within(&listener, Duration::from_secs(2)).expect("nobody connected");
+        let front_end = negotiate(Frontend::from_stream(stream, 2));
+        assert_eq!([bench.hear(), bench.hear(), bench.hear()], ["attached", "start 0", "start 1"]);
+        assert!(accept_within(&listener, Duration::from_millis(300)).is_none(), "one connection at a time");
+        drop(front_end);
+        assert_eq!([bench.hear(), bench.hear()], ["stop 0", "stop 1"]);
+        assert!(bench.hear().starts_with("detached 3"));
+    }
+    // The VMM goes, and another one takes its place.
+    drop(listener);
+    std::fs::remove_file(&bench.path).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    let listener = vmm_listens(&bench.path);
+    let stream = accept_within(&listener, Duration::from_secs(2)).expect("nobody connected");
+    // What may have connected to the first socket's backlog is over.
+    let _front_end = negotiate(Frontend::from_stream(stream, 2));
+    bench.listeners.take().unwrap().stop();
+    assert!(bench.path.exists(), "the socket is the VMM's");
+}
+
+#[test]
+fn a_vmm_that_drops_every_connection_is_asked_once_a_second() {
+    let bench = Bench::with_role(Role::Client { owner: None });
+    let listener = vmm_listens(&bench.path);
+    let start = Instant::now();
+    let mut taken = 0;
+    while let Some(_stream) =
+        accept_within(&listener, Duration::from_millis(2500).saturating_sub(start.elapsed()))
+    {
+        taken += 1;
+    }
+    // 0, 0.1, 0.3, 0.7, 1.5 and 2.5 s.
+    assert!((3..=6).contains(&taken), "{taken} connections in 2.5 s");
+    drop(bench);
 }

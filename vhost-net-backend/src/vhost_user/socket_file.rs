@@ -4,14 +4,12 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, Gid, Mode, chmod, chownat};
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
-};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 
 /// Connections that may wait to be accepted. One VMM serves a socket; the rest are turned away.
 const BACKLOG: i32 = 16;
@@ -34,6 +32,30 @@ pub(super) fn create(path: &Path, group: Option<u32>) -> io::Result<UnixListener
         Ok(socket)
     };
     Ok(UnixListener::from(listener().map_err(|e| naming(e.into()))?))
+}
+
+/// Connects to a VMM's socket at `path`, which must belong to root, to us, or to `owner`; never waits.
+///
+/// # Errors
+/// It is not there, is no socket (a symbolic link is none), or its owner or whoever listens on it is somebody else.
+pub(super) fn connect(path: &Path, owner: Option<u32>) -> io::Result<UnixStream> {
+    let ours = rustix::process::geteuid().as_raw();
+    let trusted = |uid: u32| uid == 0 || uid == ours || Some(uid) == owner;
+    let stranger = |what: &str, uid: u32| {
+        io::Error::new(io::ErrorKind::PermissionDenied, format!("{what} belongs to user {uid}"))
+    };
+    let found = fs::symlink_metadata(path)?;
+    if !found.file_type().is_socket() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a socket"));
+    }
+    if !trusted(found.uid()) {
+        return Err(stranger("the socket", found.uid()));
+    }
+    let socket = unix_socket()?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    // The file may have been replaced meanwhile; this is who called listen(2).
+    let peer = rustix::net::sockopt::socket_peercred(&socket)?.uid.as_raw();
+    if trusted(peer) { Ok(socket.into()) } else { Err(stranger("the process that listens", peer)) }
 }
 
 /// The number of a group in `/etc/group`.
@@ -86,7 +108,7 @@ fn make_room(path: &Path) -> io::Result<()> {
             "something that is not a socket is in its place",
         ));
     }
-    match connect(&unix_socket()?, &SocketAddrUnix::new(path)?) {
+    match rustix::net::connect(&unix_socket()?, &SocketAddrUnix::new(path)?) {
         Err(Errno::CONNREFUSED) => fs::remove_file(path),
         Err(Errno::NOENT) => Ok(()),
         Ok(()) | Err(Errno::AGAIN) => {
@@ -140,6 +162,46 @@ mod tests {
             assert!(create(&dir.path().join(path), None).is_err(), "{path}");
         }
         assert_eq!(fs::read_to_string(target.join("file")).unwrap(), "keep");
+    }
+
+    #[test]
+    fn connects_to_sockets_of_the_right_owner_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let kind = |owner| connect(&path, owner).map(|_| ()).map_err(|e| e.kind());
+        assert_eq!(kind(None), Err(io::ErrorKind::NotFound));
+        let listener = UnixListener::bind(&path).unwrap();
+        assert_eq!(kind(None), Ok(()));
+        // Only root can give a file away.
+        if rustix::process::geteuid().is_root() {
+            let nobody = rustix::fs::Uid::from_raw(65534);
+            chownat(CWD, &path, Some(nobody), None, AtFlags::empty()).unwrap();
+            assert_eq!(kind(None), Err(io::ErrorKind::PermissionDenied));
+            assert_eq!(kind(Some(65534)), Ok(()));
+        }
+        drop(listener);
+        assert_eq!(kind(Some(65534)), Err(io::ErrorKind::ConnectionRefused));
+        fs::remove_file(&path).unwrap();
+        let real = dir.path().join("real");
+        let _listener = UnixListener::bind(&real).unwrap();
+        std::os::unix::fs::symlink(&real, &path).unwrap();
+        assert_eq!(kind(None), Err(io::ErrorKind::InvalidInput));
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "").unwrap();
+        assert_eq!(kind(None), Err(io::ErrorKind::InvalidInput));
+    }
+
+    #[test]
+    fn never_waits_for_a_vmm_that_accepts_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let socket = unix_socket().unwrap();
+        bind(&socket, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        listen(&socket, 0).unwrap();
+        let start = std::time::Instant::now();
+        let tries: Vec<_> = (0..3).map(|_| connect(&path, None)).collect();
+        assert!(start.elapsed() < std::time::Duration::from_secs(1));
+        assert!(tries.iter().any(|t| t.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock)));
     }
 
     #[test]

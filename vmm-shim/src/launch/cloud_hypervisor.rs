@@ -25,8 +25,9 @@ pub fn cloud_hypervisor(target: &Target<'_>) -> Result<CommandLine, LaunchError>
         }
         // It counts queues, not pairs.
         let queues = 2 * u32::from(nic.queues);
+        let role = if nic.connect.is_some() { ",vhost_mode=server" } else { "" };
         line.push(format!(
-            "mac={},vhost_user=on,socket={path},num_queues={queues},queue_size={RING_ENTRIES},mtu={}",
+            "mac={},vhost_user=on,socket={path}{role},num_queues={queues},queue_size={RING_ENTRIES},mtu={}",
             nic.mac, nic.mtu
         ));
     }
@@ -67,6 +68,16 @@ mac=52:54:00:01:00:12,vhost_user=on,socket=/run/vmrouter/acme/web1.1.sock,num_qu
   --console off \\
   --serial tty";
         assert_eq!(cloud_hypervisor(&target).unwrap().shell(), wanted);
+    }
+
+    #[test]
+    fn the_vmm_listens_in_client_mode() {
+        let mut topology = sample::topology();
+        topology.tenants[0].vms[0].nics[1].connect = Some("/srv/vm/web1.sock".into());
+        let target = Target::new(&topology, 0, 0, Path::new("/run/vmrouter")).unwrap();
+        let line = cloud_hypervisor(&target).unwrap().shell();
+        assert!(line.contains("socket=/srv/vm/web1.sock,vhost_mode=server,num_queues=2"), "{line}");
+        assert_eq!(line.matches("vhost_mode").count(), 1, "{line}");
     }
 
     #[test]

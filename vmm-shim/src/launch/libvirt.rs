@@ -14,14 +14,20 @@ pub fn libvirt(target: &Target<'_>) -> Result<String, LaunchError> {
     let mut interfaces = String::new();
     for (_, nic, socket) in target.nics() {
         let path = attribute(path_text("libvirt", &socket)?);
+        let source = match &nic.connect {
+            Some(_) => format!("<source type='unix' path='{path}' mode='server'/>"),
+            None => format!(
+                "<source type='unix' path='{path}' mode='client'>
+      <reconnect enabled='yes' timeout='1'/>
+    </source>"
+            ),
+        };
         // Writing to a String cannot fail.
         let _ = write!(
             interfaces,
             "  <interface type='vhostuser'>
     <mac address='{}'/>
-    <source type='unix' path='{path}' mode='client'>
-      <reconnect enabled='yes' timeout='1'/>
-    </source>
+    {source}
     <model type='virtio'/>
     <driver queues='{}' rx_queue_size='{RING_ENTRIES}' tx_queue_size='{RING_ENTRIES}'/>
     <mtu size='{}'/>
@@ -57,6 +63,16 @@ mod tests {
 
     use super::super::sample;
     use super::*;
+
+    #[test]
+    fn the_vmm_listens_in_client_mode() {
+        let mut topology = sample::topology();
+        topology.tenants[0].vms[0].nics[1].connect = Some("/srv/vm/web1.sock".into());
+        let target = Target::new(&topology, 0, 0, Path::new("/run/vmrouter")).unwrap();
+        let xml = libvirt(&target).unwrap();
+        assert!(xml.contains("    <source type='unix' path='/srv/vm/web1.sock' mode='server'/>\n    <model"));
+        assert_eq!(xml.matches("<reconnect").count(), 1, "{xml}");
+    }
 
     #[test]
     fn exact_fragment() {

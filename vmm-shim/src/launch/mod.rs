@@ -5,6 +5,8 @@
 //!    pure: the same topology gives the same line, and nothing is looked up on the machine.
 //! 3. [`CommandLine`] is run as it is, or printed by [`CommandLine::shell`] for an operator to paste.
 //!
+//! A NIC in client mode (`connect` in the topology) makes the VMM listen and the router connect.
+//!
 //! All three share guest memory (`share=on`, `shared=on`, `access shared`): a vhost-user back end maps it.
 //! [`guest_image`] builds a Linux guest out of Debian packages for tests and for the demonstration.
 
@@ -77,10 +79,13 @@ impl<'t> Target<'t> {
         Ok(Self { tenant: owner, vm: found, run_dir })
     }
 
-    /// The vhost-user socket of NIC number `nic`: `RUN_DIR/<tenant>/<vm>.<nic>.sock`.
+    /// The vhost-user socket of NIC number `nic`: the VMM's own in client mode, else
+    /// `RUN_DIR/<tenant>/<vm>.<nic>.sock`.
     #[must_use]
     pub fn socket(&self, nic: usize) -> PathBuf {
-        self.run_dir.join(&self.tenant.name).join(format!("{}.{nic}.sock", self.vm.name))
+        let own = self.vm.nics.get(nic).and_then(|nic| nic.connect.clone());
+        let ours = || self.run_dir.join(&self.tenant.name).join(format!("{}.{nic}.sock", self.vm.name));
+        own.unwrap_or_else(ours)
     }
 
     /// NICs with their index and socket.

@@ -78,7 +78,9 @@ pub fn qemu(target: &Target<'_>, options: &QemuOptions) -> Result<CommandLine, L
         let reconnect =
             if options.version < QemuVersion::RECONNECT_MS { "reconnect=1" } else { "reconnect-ms=1000" };
         let path = value(path_text(VMM, &socket)?);
-        line.option("-chardev", format!("socket,id=vmr{index},path={path},{reconnect}"));
+        // As the server it goes on without the router, and takes it whenever it comes.
+        let role = if nic.connect.is_some() { "server=on,wait=off" } else { reconnect };
+        line.option("-chardev", format!("socket,id=vmr{index},path={path},{role}"));
         line.option("-netdev", format!("vhost-user,id=net{index},chardev=vmr{index},queues={}", nic.queues));
         line.option("-device", device(index, nic, options.vectors));
     }
@@ -163,6 +165,20 @@ qemu-system-x86_64 \\
   -append 'console=ttyS0 quiet' \\
   -nographic";
         assert_eq!(qemu(&target, &options).unwrap().shell(), wanted);
+    }
+
+    #[test]
+    fn the_vmm_listens_in_client_mode() {
+        let mut topology = sample::topology();
+        topology.tenants[0].vms[0].nics[1].connect = Some("/srv/vm/web1.sock".into());
+        let target = Target::new(&topology, 0, 0, Path::new("/run/vmrouter")).unwrap();
+        let line = qemu(&target, &QemuOptions::default()).unwrap().shell();
+        for wanted in [
+            "socket,id=vmr0,path=/run/vmrouter/acme/web1.0.sock,reconnect-ms=1000 ",
+            "socket,id=vmr1,path=/srv/vm/web1.sock,server=on,wait=off ",
+        ] {
+            assert!(line.contains(wanted), "{line}");
+        }
     }
 
     #[test]

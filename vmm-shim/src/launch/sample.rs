@@ -64,5 +64,6 @@ fn nic(mac: &str, queues: u16, mtu: u16) -> Nic {
         queues,
         mtu,
         owner: None,
+        connect: None,
     }
 }
