@@ -4,14 +4,12 @@
     reason = "loom judges by itself who shares its cells, in one thread"
 )]
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use loom::cell::UnsafeCell;
-use loom::sync::Mutex;
 use loom::thread;
 
-use super::{Event, explore};
+use super::{Event, Queue, explore};
 use crate::worker::mailbox::{self, Bell, Put, Take};
 
 /// What a worker is told; the model's `worker::Command`.
@@ -28,24 +26,9 @@ struct Config {
     content: UnsafeCell<()>,
 }
 
-/// A channel.
-struct Queue(Mutex<VecDeque<Command>>);
-
-impl Put<Command> for Queue {
-    fn put(&self, item: Command) {
-        self.0.lock().unwrap().push_back(item);
-    }
-}
-
-impl Take<Command> for Queue {
-    fn take(&self) -> Option<Command> {
-        self.0.lock().unwrap().pop_front()
-    }
-}
-
 /// What the worker and its masters share.
 struct Shared {
-    queue: Queue,
+    queue: Queue<Command>,
     wake: Event,
     /// Guest memory: the worker's while the vring is enabled, anybody's afterwards. loom fails when two touch it at once.
     memory: UnsafeCell<()>,
@@ -109,11 +92,7 @@ fn send(shared: &Shared, mistake: Mistake, command: Command) {
 /// Control sends two configurations while a session disables the vring and takes the memory away; then the end.
 fn command(mistake: Mistake) {
     explore(2, move || {
-        let shared = Shared {
-            queue: Queue(Mutex::new(VecDeque::new())),
-            wake: Event::new(),
-            memory: UnsafeCell::new(()),
-        };
+        let shared = Shared { queue: Queue::new(), wake: Event::new(), memory: UnsafeCell::new(()) };
         let shared = Arc::new(shared);
         let (of_worker, of_control) = (Arc::clone(&shared), Arc::clone(&shared));
         let worker = thread::spawn(move || work(&of_worker, mistake));

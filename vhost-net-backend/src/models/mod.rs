@@ -10,19 +10,23 @@
 //! | [`kicks`] | `vring::notify::{arm, disarm, show, passes}`, `guest_memory::order` | the guest's driver (virtio 1.3, section 2.7.13), the worker's loop of service, arm, sleep (`Worker::run`), eventfd and epoll |
 //! | [`commands`] | `worker::mailbox::{post, collect}` | the channel (crossbeam's), the eventfd, the worker's loop, the session that waits for its answer |
 //! | [`receivers`] | `vring::batches::Batches`, `vring::notify::show`, `guest_memory::order` | the lock of `PortShared`, the order of `Datapath::service_tx`, the rings' words |
+//! | [`withdrawal`] | `vring::batches::Batches`, `worker::mailbox::post` | the same lock, `PortDevice::disable_rx`, the worker's loop, the front end that takes the memory away |
 //!
 //! Each model also runs with one mistake built in and must fail then: a model that cannot fail shows nothing.
 
 mod commands;
 mod kicks;
 mod receivers;
+mod withdrawal;
+
+use std::collections::VecDeque;
 
 use loom::sync::atomic::{AtomicU16, Ordering, fence};
 use loom::sync::{Condvar, Mutex};
 
 use crate::guest_memory::order;
 use crate::vring::notify::Words;
-use crate::worker::mailbox::Bell;
+use crate::worker::mailbox::{Bell, Put, Take};
 
 /// Entries of the modelled vrings.
 const SIZE: usize = 4;
@@ -127,6 +131,28 @@ impl Bell for Event {
 
     fn silence(&self) {
         *self.rung.lock().unwrap() = false;
+    }
+}
+
+/// A channel.
+#[derive(Debug)]
+struct Queue<T>(Mutex<VecDeque<T>>);
+
+impl<T> Queue<T> {
+    fn new() -> Self {
+        Self(Mutex::new(VecDeque::new()))
+    }
+}
+
+impl<T> Put<T> for Queue<T> {
+    fn put(&self, item: T) {
+        self.0.lock().unwrap().push_back(item);
+    }
+}
+
+impl<T> Take<T> for Queue<T> {
+    fn take(&self) -> Option<T> {
+        self.0.lock().unwrap().pop_front()
     }
 }
 
