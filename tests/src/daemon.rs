@@ -91,6 +91,15 @@ impl Daemon {
         self.ready()
     }
 
+    /// As [`Self::start_again`], but does not wait: whoever measures does that.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn respawn(&mut self) -> Result<()> {
+        self.process = spawn(self.folder.path(), self.netns.as_deref())?;
+        Ok(())
+    }
+
     /// Asks it to end, and expects success.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ use topology::{Mac, Topology, UplinkKind};
 use crate::control::{self, ControlServer};
 use crate::counters::{Counters, Identity};
 use crate::device::PortDevice;
+use crate::gather::Gathering;
 use crate::port::{Device, PortShared, PortTable, lock};
 use crate::ring_state::{NicState, Store};
 use crate::uplink::keeper::{self, Keeper, Kept, hand_out, report};
@@ -70,9 +71,13 @@ impl Daemon {
         let run_dir = run_dir.to_owned();
         let view = View { topology: Arc::clone(&topology), snapshot, ports, counters, run_dir };
 
+        let states = ring_states(&view);
+        let was_attached =
+            |state: &Option<Arc<NicState>>| state.as_ref().is_some_and(|nic| nic.is_attached());
+        let gathering = Gathering::of(&states.iter().map(was_attached).collect::<Vec<_>>());
         let events = keeper::channel();
         let started: anyhow::Result<Vec<_>> =
-            (0..count).map(|index| start_worker(&view, index, events.0.clone())).collect();
+            (0..count).map(|index| start_worker(&view, index, events.0.clone(), gathering.clone())).collect();
         let (workers, threads): (Vec<_>, Vec<_>) = started?.into_iter().unzip();
         let workers: Arc<[WorkerHandle]> = workers.into();
         for port in view.ports.iter().filter(|port| port.is_uplink) {
@@ -82,9 +87,8 @@ impl Daemon {
         kept.iter().zip(taps).for_each(|(uplink, tap)| hand_out(uplink.port, tap, &workers));
         let keeper =
             keeper::spawn(kept, macs, topology, Arc::clone(&view.ports), Arc::clone(&workers), events)?;
-        let states = ring_states(&view);
-        let attachments =
-            Attachments { ports: Arc::clone(&view.ports), workers: Arc::clone(&workers), states };
+        let (ports, handles) = (Arc::clone(&view.ports), Arc::clone(&workers));
+        let attachments = Attachments { ports, workers: handles, states, gathering };
         let group = Some(view.topology.router.socket_group.as_str());
         let listeners = Listeners::start(listen_ports(&view), group, Arc::new(attachments))?;
         let control = control::serve(view.clone()).context("cannot start the control socket")?;
@@ -150,6 +154,7 @@ fn start_worker(
     view: &View,
     index: usize,
     uplink_events: crossbeam::channel::Sender<crate::uplink::UplinkEvent>,
+    gathering: Gathering,
 ) -> anyhow::Result<(WorkerHandle, JoinHandle<()>)> {
     let setup = WorkerSetup {
         index,
@@ -159,6 +164,7 @@ fn start_worker(
         ports: Arc::clone(&view.ports),
         counters: view.counters.clone(),
         uplink_events,
+        gathering,
     };
     worker::spawn(setup).with_context(|| format!("cannot start worker {index}"))
 }
@@ -222,6 +228,7 @@ struct Attachments {
     workers: Arc<[WorkerHandle]>,
     /// By port id.
     states: Vec<Option<Arc<NicState>>>,
+    gathering: Gathering,
 }
 
 impl Attachments {
@@ -237,7 +244,10 @@ impl Ports for Attachments {
         let Attach { port, peer, hangup } = attach;
         let (ports, workers) = (Arc::clone(&self.ports), Arc::clone(&self.workers));
         let state = self.states.get(port.index()).cloned().flatten();
-        Box::new(PortDevice::new(port, peer, Some(hangup), ports, workers).with_state(state))
+        Box::new(
+            PortDevice::new(port, peer, Some(hangup), ports, workers)
+                .with_state(state, self.gathering.clone()),
+        )
     }
 
     fn refused(&self, port: PortId, error: &SessionError) {

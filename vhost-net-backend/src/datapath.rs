@@ -43,7 +43,7 @@ pub struct Datapath {
     groups: Groups,
     replies: Replies,
     slow: Slow,
-    /// Receivers that have frames of the running burst which they were not shown yet.
+    /// Receivers that have frames of the last burst which they were not shown yet.
     unshown: ArrayVec<PortId, { 2 * BURST }>,
 }
 
@@ -119,6 +119,9 @@ impl Datapath {
     /// # Errors
     /// The vring can no longer be trusted.
     pub fn service_tx(&mut self, queue: &mut TxQueue, now: Instant) -> Result<usize, PortFault> {
+        if !self.is_settled() {
+            return Ok(0);
+        }
         let TxQueue { port, memory, ring, .. } = queue;
         let mut burst = Burst::default();
         ring.pop_burst(memory, &mut burst)?;
@@ -143,6 +146,9 @@ impl Datapath {
         buffers: &HostBuffer,
         now: Instant,
     ) -> std::io::Result<usize> {
+        if !self.is_settled() {
+            return Ok(0);
+        }
         let mut burst = Burst::default();
         let Some(tap) = self.tap(port) else { return Ok(0) };
         tap.read_burst(buffers, &mut burst)?;
@@ -267,11 +273,17 @@ impl Datapath {
 
     /// Phase 3, second half: the receivers are shown what they got.
     fn publish(&mut self) {
-        for egress in self.unshown.drain(..) {
-            if let Some(port) = self.ports.get(egress.index()) {
-                port.finish_rx(self.worker);
-            }
+        let Self { unshown, ports, worker, .. } = self;
+        unshown.retain(|egress| ports.get(egress.index()).is_some_and(|port| !port.finish_rx(*worker)));
+    }
+
+    /// Whether another burst may begin. The one before is at risk until its receivers were shown it, and another worker may
+    /// be in the way of that: a kill must not find more than one burst given back and not shown.
+    fn is_settled(&mut self) -> bool {
+        if !self.unshown.is_empty() {
+            self.publish();
         }
+        self.unshown.is_empty()
     }
 
     fn send_reply(&mut self, port: PortId, frame: &[u8]) {

@@ -7,6 +7,7 @@ use crossbeam::channel::bounded;
 use router::PortId;
 
 use crate::datapath::TxQueue;
+use crate::gather::Gathering;
 use crate::port::{Device, Negotiated, Peer, PortShared, PortTable, RingStatus, lock};
 use crate::ring_state::NicState;
 use crate::vhost_user::Hangup;
@@ -21,6 +22,8 @@ pub struct PortDevice {
     workers: Arc<[WorkerHandle]>,
     /// Where the vrings' progress is kept.
     state: Option<Arc<NicState>>,
+    /// Who waits for us after a crash.
+    gathering: Gathering,
 }
 
 impl PortDevice {
@@ -33,7 +36,7 @@ impl PortDevice {
         ports: PortTable,
         workers: Arc<[WorkerHandle]>,
     ) -> Self {
-        let device = Self { port, ports, workers, state: None };
+        let device = Self { port, ports, workers, state: None, gathering: Gathering::default() };
         if let Some(shared) = device.shared() {
             let mut status = lock(&shared.status);
             status.peer = Some(peer);
@@ -44,11 +47,18 @@ impl PortDevice {
         device
     }
 
-    /// Keeps how far its vrings are in `state`.
+    /// Keeps how far its vrings are in `state`, and says in `gathering` when they can receive.
     #[must_use]
-    pub fn with_state(mut self, state: Option<Arc<NicState>>) -> Self {
-        self.state = state;
+    pub fn with_state(mut self, state: Option<Arc<NicState>>, gathering: Gathering) -> Self {
+        (self.state, self.gathering) = (state, gathering);
         self
+    }
+
+    fn can_receive(&self) {
+        self.gathering.came(self.port);
+        if let Some(state) = &self.state {
+            state.set_attached(true);
+        }
     }
 
     fn shared(&self) -> Option<&PortShared> {
@@ -108,6 +118,9 @@ impl Device for PortDevice {
         } else {
             let ring = RxRing::new(&mut setup, enabled)?;
             self.shared().ok_or(RingError::Worker)?.set_rx(pair, Some(ring));
+            if enabled {
+                self.can_receive();
+            }
         }
         self.set_ring_status(index, Some(RingStatus { index, size, enabled }));
         Ok(())
@@ -136,6 +149,7 @@ impl Device for PortDevice {
             self.disable_rx(pair);
         } else if let Some(shared) = self.shared() {
             shared.with_rx(pair, |rx| rx.enabled = true);
+            self.can_receive();
         }
         if let Some(shared) = self.shared() {
             let mut status = lock(&shared.status);
@@ -169,6 +183,9 @@ impl Device for PortDevice {
 
 impl Drop for PortDevice {
     fn drop(&mut self) {
+        if let Some(state) = &self.state {
+            state.set_attached(false);
+        }
         if let Some(shared) = self.shared() {
             let mut status = lock(&shared.status);
             status.peer = None;

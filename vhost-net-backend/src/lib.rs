@@ -21,6 +21,7 @@ pub mod demo;
 pub mod demo_guest;
 pub mod device;
 pub mod egress;
+pub mod gather;
 pub mod groups;
 pub mod guest_memory;
 #[cfg(test)]

@@ -134,18 +134,22 @@ impl PortShared {
         })
     }
 
-    /// Shows the guest everything that `worker` put into any of the receive vrings.
-    pub fn finish_rx(&self, worker: usize) {
+    /// Shows the guest everything that `worker` put into any of the receive vrings; `false` when some of it waits for
+    /// another worker, who has frames before it and will show both.
+    pub fn finish_rx(&self, worker: usize) -> bool {
+        let mut shown = true;
         for slot in &self.rx {
             let mut slot = lock(slot);
             let Some(rx) = slot.as_mut() else { continue };
             rx.finish(worker);
+            shown &= rx.is_shown(worker);
             if let Some(fault) = rx.fault.take() {
                 rx.ring().signal_error();
                 drop(slot);
                 self.report_fault(&fault);
             }
         }
+        shown
     }
 
     /// A VMM came (or went, without `hangup`).

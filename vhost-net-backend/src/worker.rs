@@ -24,6 +24,7 @@ use topology::Poll;
 
 use crate::counters::Counters;
 use crate::datapath::{Datapath, TxQueue};
+use crate::gather::Gathering;
 use crate::guest_memory;
 use crate::port::PortTable;
 use crate::uplink::{Tap, UplinkEvent, keeper};
@@ -128,6 +129,8 @@ pub struct WorkerSetup {
     pub counters: Counters,
     /// Where it reports an uplink that is gone.
     pub uplink_events: Sender<UplinkEvent>,
+    /// Whom it waits for before the first frame.
+    pub gathering: Gathering,
 }
 
 /// A running data-path thread.
@@ -142,6 +145,7 @@ pub struct Worker {
     ports: PortTable,
     sources: Sources,
     uplink_events: Sender<UplinkEvent>,
+    gathering: Gathering,
     next_advert: Instant,
     /// Mappings of all guests that had died when we last looked whose they were.
     deaths: u64,
@@ -169,7 +173,7 @@ fn prepare(setup: WorkerSetup) -> io::Result<(WorkerHandle, Worker)> {
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     epoll::add(&epoll, &*wake, EventData::new_u64(WAKE), EventFlags::IN)?;
     let handle = WorkerHandle { commands: sender, wake: Arc::clone(&wake) };
-    let WorkerSetup { index, cpu: _, poll, snapshot, ports, counters, uplink_events } = setup;
+    let WorkerSetup { index, cpu: _, poll, snapshot, ports, counters, uplink_events, gathering } = setup;
     let datapath = Datapath::new(index, snapshot, Arc::clone(&ports), counters);
     let next_advert = Instant::now() + ADVERTISE_EVERY;
     let sources = Sources::default();
@@ -183,6 +187,7 @@ fn prepare(setup: WorkerSetup) -> io::Result<(WorkerHandle, Worker)> {
         ports,
         sources,
         uplink_events,
+        gathering,
         next_advert,
         deaths: 0,
     };
@@ -203,6 +208,12 @@ impl Worker {
         let (mut last_frame, mut rounds) = (Instant::now(), 0_u32);
         loop {
             let now = Instant::now();
+            if let Some(pause) = self.gathering.pause(now) {
+                if !self.wait(Some(pause)) {
+                    return;
+                }
+                continue;
+            }
             let frames = self.service(now);
             if guest_memory::deaths() != self.deaths {
                 self.bury();

@@ -151,7 +151,18 @@ impl FrontEnd {
         kick: &EventFd,
         call: &EventFd,
     ) -> Result<(), GuestError> {
-        let addresses = VringConfigData {
+        let addresses = Self::addresses(ram, layout)?;
+        self.frontend.set_vring_num(index, layout.size)?;
+        self.frontend.set_vring_addr(index, &addresses)?;
+        self.frontend.set_vring_base(index, base)?;
+        self.frontend.set_vring_call(index, call)?;
+        self.frontend.set_vring_kick(index, kick)?;
+        Ok(())
+    }
+
+    /// A vring's areas as SET_VRING_ADDR names them.
+    pub(super) fn addresses(ram: &Ram, layout: Layout) -> Result<VringConfigData, GuestError> {
+        Ok(VringConfigData {
             queue_max_size: layout.size,
             queue_size: layout.size,
             flags: 0,
@@ -159,13 +170,7 @@ impl FrontEnd {
             used_ring_addr: ram.user_addr(layout.used)?,
             avail_ring_addr: ram.user_addr(layout.avail)?,
             log_addr: None,
-        };
-        self.frontend.set_vring_num(index, layout.size)?;
-        self.frontend.set_vring_addr(index, &addresses)?;
-        self.frontend.set_vring_base(index, base)?;
-        self.frontend.set_vring_call(index, call)?;
-        self.frontend.set_vring_kick(index, kick)?;
-        Ok(())
+        })
     }
 
     /// Enables or disables one vring. Without protocol features a vring is enabled from its start, and this does

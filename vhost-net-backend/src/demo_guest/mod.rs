@@ -21,7 +21,7 @@ pub mod talk;
 pub use front_end::FrontEnd;
 pub use guest::DemoGuest;
 
-pub use nic::{FakeNic, NicOptions};
+pub use nic::{FakeNic, NicOptions, Replay};
 pub use ram::Ram;
 pub use ring::DriverRing;
 pub use stack::{Host, Stack};
@@ -64,6 +64,14 @@ pub enum GuestError {
     /// The device used a buffer without filling in the vnet header.
     #[error("a received frame has {0} bytes, less than a vnet header")]
     ShortFrame(u32),
+    /// The next daemon offers other features than the guest's driver was told.
+    #[error("features changed from {before:#x} to {now:#x}")]
+    OtherFeatures {
+        /// What the driver works with.
+        before: u64,
+        /// What is offered now.
+        now: u64,
+    },
     /// The vhost-user connection is gone.
     #[error("the vhost-user connection was closed")]
     Closed,

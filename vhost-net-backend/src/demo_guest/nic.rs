@@ -1,5 +1,7 @@
 //! A network card: front end, memory and vrings together. Raw tests send hand-made frames through it.
 
+mod reattach;
+
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -17,6 +19,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::front_end::{DeviceConfig, FrontEnd};
 use super::ring::{DriverRing, INDIRECT_MAX, Layout, Segment};
 use super::{GuestError, Ram};
+
+pub use reattach::Replay;
 
 /// The longest frame that TSO makes: 65 535 bytes of IP behind an Ethernet header.
 pub const MAX_FRAME: usize = 65_535 + 14;

@@ -117,6 +117,20 @@ impl DriverRing {
         self.layout
     }
 
+    /// The used index, as the device wrote it.
+    ///
+    /// # Errors
+    /// The ring lies outside guest memory.
+    pub fn device_used(&self) -> Result<u16, GuestError> {
+        self.load(self.layout.used + 2)
+    }
+
+    /// The avail index, as the device sees it.
+    #[must_use]
+    pub fn offered(&self) -> u16 {
+        self.shown
+    }
+
     /// Descriptors that are free.
     #[must_use]
     pub fn free(&self) -> u16 {

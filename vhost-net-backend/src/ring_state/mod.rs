@@ -45,7 +45,8 @@
 //! | 8..16 | version |
 //! | 16..24 | number of blocks, one a vring |
 //! | 24..40 | boot id of the daemon that opened it last, 16 bytes |
-//! | 40..128 | zero |
+//! | 40..48 | 1 while a front end is attached |
+//! | 48..128 | zero |
 //! | 128.. | the blocks, 1536 bytes each, in the order of the vrings |
 //!
 //! A block, which has one writer (the worker that owns a transmit vring, whoever holds the lock of a receive vring):

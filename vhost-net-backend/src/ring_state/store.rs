@@ -6,13 +6,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, fallocate, fstat, mkdirat, openat, renameat,
     unlinkat,
 };
 use rustix::io::Errno;
-use vm_memory::{FileOffset, MmapRegion};
+use vm_memory::{Bytes as _, FileOffset, MmapRegion, VolatileMemory as _};
 
 use super::block::{self, BLOCK};
 use super::{RingRecord, RingState};
@@ -23,7 +24,9 @@ const MAGIC: [u8; 8] = *b"vmrrings";
 const VERSION: u64 = 1;
 /// Bytes in front of the blocks.
 const HEADER: usize = 128;
-/// Bytes of the header that are compared: all but the boot id.
+/// Whether a front end is attached.
+const ATTACHED: usize = 40;
+/// Bytes of the header that are compared: what follows is the daemon's.
 const CHECKED: usize = 24;
 
 /// The folder `RUN_DIR/state`. Whoever holds the lock of the run directory is the only one that uses it.
@@ -105,6 +108,20 @@ impl NicState {
         (index < self.rings).then(|| RingState::new(Arc::clone(self), HEADER + index * BLOCK))
     }
 
+    /// Whether a front end is attached; after a crash, whether one was.
+    #[must_use]
+    pub fn is_attached(&self) -> bool {
+        let word = self.region.get_atomic_ref::<AtomicU64>(ATTACHED);
+        word.is_ok_and(|word| word.load(Ordering::Relaxed) == 1)
+    }
+
+    /// Notes that a front end came or went.
+    pub fn set_attached(&self, attached: bool) {
+        if let Ok(word) = self.region.get_atomic_ref::<AtomicU64>(ATTACHED) {
+            word.store(u64::from(attached), Ordering::Release);
+        }
+    }
+
     /// All records that count, with the numbers of their vrings.
     #[must_use]
     pub fn records(&self) -> Vec<(usize, RingRecord)> {
@@ -118,7 +135,6 @@ impl NicState {
 
     /// Notes whose hands the file is in.
     fn sign(&self, boot: u128) {
-        use vm_memory::{Bytes as _, VolatileMemory as _};
         // The header is inside the file, whose size was checked.
         let _ = self.region.as_volatile_slice().write_slice(&boot.to_be_bytes(), CHECKED);
     }

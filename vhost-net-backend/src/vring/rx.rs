@@ -138,6 +138,11 @@ impl RxRing {
         }
     }
 
+    /// Whether all that `worker` put in is shown.
+    pub fn is_shown(&self, worker: usize) -> bool {
+        self.batches.workers().all(|other| other != worker)
+    }
+
     /// Stops, and says where to go on. What no worker has finished yet is not shown: its chains are offered again.
     pub fn stop(self) -> u16 {
         self.ring.shown_base()

@@ -26,7 +26,16 @@ fn setup() -> WorkerSetup {
     let ports = vec![PortShared::new(PortId(0), "me/a.0".to_owned(), Some(1))].into();
     let (uplink_events, _) = unbounded();
     let counters = Counters::new(1, 1);
-    WorkerSetup { index: 0, cpu: None, poll: Poll::Adaptive, snapshot, ports, counters, uplink_events }
+    WorkerSetup {
+        index: 0,
+        cpu: None,
+        poll: Poll::Adaptive,
+        snapshot,
+        ports,
+        counters,
+        uplink_events,
+        gathering: Gathering::default(),
+    }
 }
 
 fn queue(bench: &Bench, kick: &OwnedFd) -> TxQueue {

@@ -76,7 +76,7 @@ pub fn qemu(target: &Target<'_>, options: &QemuOptions) -> Result<CommandLine, L
     line.option("-object", format!("memory-backend-memfd,id=mem,size={memory}M,share=on{huge}"));
     for (index, nic, socket) in target.nics() {
         let reconnect =
-            if options.version < QemuVersion::RECONNECT_MS { "reconnect=1" } else { "reconnect-ms=1000" };
+            if options.version < QemuVersion::RECONNECT_MS { "reconnect=1" } else { "reconnect-ms=100" };
         let path = value(path_text(VMM, &socket)?);
         // As the server it goes on without the router, and takes it whenever it comes.
         let role = if nic.connect.is_some() { "server=on,wait=off" } else { reconnect };
@@ -134,10 +134,10 @@ qemu-system-x86_64 \\
   -smp 2 \\
   -m 1024M \\
   -object memory-backend-memfd,id=mem,size=1024M,share=on \\
-  -chardev socket,id=vmr0,path=/run/vmrouter/acme/web1.0.sock,reconnect-ms=1000 \\
+  -chardev socket,id=vmr0,path=/run/vmrouter/acme/web1.0.sock,reconnect-ms=100 \\
   -netdev vhost-user,id=net0,chardev=vmr0,queues=2 \\
   -device virtio-net-pci,netdev=net0,mac=52:54:00:01:00:11,mq=on,vectors=6,rx_queue_size=1024,tx_queue_size=1024,host_mtu=9000,romfile= \\
-  -chardev socket,id=vmr1,path=/run/vmrouter/acme/web1.1.sock,reconnect-ms=1000 \\
+  -chardev socket,id=vmr1,path=/run/vmrouter/acme/web1.1.sock,reconnect-ms=100 \\
   -netdev vhost-user,id=net1,chardev=vmr1,queues=1 \\
   -device virtio-net-pci,netdev=net1,mac=52:54:00:01:00:12,rx_queue_size=1024,tx_queue_size=1024,host_mtu=1500,romfile=";
         assert_eq!(qemu(&target, &QemuOptions::default()).unwrap().shell(), wanted);
