@@ -8,6 +8,7 @@
 
 pub mod capture;
 pub mod daemon;
+pub mod fuzz;
 pub mod guest;
 pub mod hostile;
 pub mod iperf;

@@ -22,5 +22,5 @@ mod server;
 mod socket;
 
 pub use answers::{drops, stats, totals};
-pub use server::{ControlServer, serve};
+pub use server::{Api, ControlServer, serve};
 pub use socket::SOCKET;

@@ -17,6 +17,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde::Deserialize;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, oneshot};
 
@@ -58,7 +59,7 @@ pub fn serve(view: View) -> io::Result<ControlServer> {
         }
         runtime.block_on(async {
             tokio::select! {
-                () = accept(listener, application(view)) => {}
+                () = accept(listener, Api::new(view)) => {}
                 _ = stopped => {}
             }
         });
@@ -83,7 +84,7 @@ impl Drop for ControlServer {
     }
 }
 
-async fn accept(listener: std::os::unix::net::UnixListener, application: Router) {
+async fn accept(listener: std::os::unix::net::UnixListener, api: Api) {
     let listener = match UnixListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "cannot listen on the control socket"),
@@ -94,9 +95,9 @@ async fn accept(listener: std::os::unix::net::UnixListener, application: Router)
         let Ok(permit) = Arc::clone(&clients).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let application = application.clone();
+                let api = api.clone();
                 tokio::spawn(async move {
-                    let _ = tokio::time::timeout(CONNECTION_TIME, connection(stream, application)).await;
+                    let _ = tokio::time::timeout(CONNECTION_TIME, connection(stream, api)).await;
                     drop(permit);
                 });
             }
@@ -109,16 +110,33 @@ async fn accept(listener: std::os::unix::net::UnixListener, application: Router)
     }
 }
 
-async fn connection(stream: UnixStream, application: Router) {
+async fn connection(stream: UnixStream, api: Api) {
     let Ok(peer) = stream.peer_cred() else { return };
-    let service = TowerToHyperService::new(application.layer(Extension(Caller { uid: peer.uid() })));
-    let served = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIME)
-        .max_buf_size(HEADER_BYTES)
-        .serve_connection(TokioIo::new(stream), service);
-    if let Err(error) = served.await {
-        tracing::debug!(%error, "control connection");
+    api.answer(stream, peer.uid()).await;
+}
+
+/// Everything that the control socket answers, on any stream of bytes.
+#[derive(Clone, Debug)]
+pub struct Api(Router);
+
+impl Api {
+    /// About that daemon.
+    #[must_use]
+    pub fn new(view: View) -> Self {
+        Self(application(view))
+    }
+
+    /// Answers one client, of user `uid`, until it goes or is too slow. Wants a runtime with timers.
+    pub async fn answer(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, uid: u32) {
+        let service = TowerToHyperService::new(self.0.layer(Extension(Caller { uid })));
+        let served = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIME)
+            .max_buf_size(HEADER_BYTES)
+            .serve_connection(TokioIo::new(stream), service);
+        if let Err(error) = served.await {
+            tracing::debug!(%error, "control connection");
+        }
     }
 }
 

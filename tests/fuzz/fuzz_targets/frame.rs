@@ -1,0 +1,4 @@
+//! Frames of two tenants.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz::hold(tests::fuzz::frame::run(data)));

@@ -1,0 +1,4 @@
+//! Split vrings.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz::hold(tests::fuzz::ring::run(data)));

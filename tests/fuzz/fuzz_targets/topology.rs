@@ -1,0 +1,4 @@
+//! Topology files.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz::hold(tests::fuzz::topology::run(data)));

@@ -1,0 +1,126 @@
+//! Requests to the control socket, by way of the HTTP server that the daemon has, over a pipe in memory.
+
+use std::path::PathBuf;
+use std::sync::{Arc, LazyLock};
+
+use anyhow::{Context as _, Result, ensure};
+use router::{PortId, Snapshot};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+use vhost_net_backend::control::Api;
+use vhost_net_backend::counters::{Counter, Counters};
+use vhost_net_backend::daemon::View;
+use vhost_net_backend::port::{Negotiated, Peer, PortShared, RingStatus};
+
+use super::input::Input;
+
+const TOPOLOGY: &str = include_str!("two_tenants.toml");
+/// What a client may have sent before it reads: all of a small input.
+const PIPE: usize = 1 << 16;
+/// Turns that each side gets for a request: an answer takes three.
+const TURNS: usize = 32;
+const METHODS: [&str; 5] = ["GET", "HEAD", "POST", "DELETE", "OPTIONS"];
+const PATHS: [&str; 8] = [
+    "/v1/stats",
+    "/v1/ports",
+    "/v1/drops",
+    "/v1/offloads?tenant=",
+    "/v1/routes/",
+    "/v1/routes/acme?lookup=",
+    "/v1/vm/",
+    "/",
+];
+/// Root, who may do everything, and somebody else.
+const USERS: [u32; 2] = [0, 4242];
+
+static API: LazyLock<Option<Api>> = LazyLock::new(|| view().map(Api::new).ok());
+
+/// One input.
+///
+/// # Errors
+/// What is wrong with the answer.
+pub fn run(data: &[u8]) -> Result<()> {
+    let mut input = Input::new(data);
+    let choice = input.byte();
+    let uid = USERS.get(usize::from(choice & 1)).copied().unwrap_or_default();
+    if choice & 2 != 0 {
+        // Whatever bytes: the server may close, but what it says is HTTP.
+        let answer = ask(input.rest(), uid)?;
+        ensure!(answer.is_empty() || answer.starts_with(b"HTTP/1."), "not an answer: {:?}", head(&answer));
+        return Ok(());
+    }
+    let method = input.pick(&METHODS).unwrap_or("GET");
+    let mut target = input.pick(&PATHS).unwrap_or("/").as_bytes().to_vec();
+    let lines = [b'\r', b'\n', b' '];
+    target.extend(input.rest().iter().filter(|byte| !lines.contains(byte)));
+    let mut request = format!("{method} ").into_bytes();
+    request.extend(target);
+    request.extend(b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    check(method, &ask(&request, uid)?)
+}
+
+/// One answer, whole.
+fn check(method: &str, answer: &[u8]) -> Result<()> {
+    let text = std::str::from_utf8(answer).context("the answer is not text")?;
+    let (head, body) = text.split_once("\r\n\r\n").context("the answer has no end of headers")?;
+    let status = head.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)).context("no status")?;
+    let status: u16 = status.parse()?;
+    ensure!(status < 500, "status {status}");
+    let is_json = head.lines().any(|line| line == "content-type: application/json");
+    // Only the HTTP library itself answers without a body: to what it cannot read.
+    if method != "HEAD" && is_json {
+        let value: Value = serde_json::from_str(body).context("the body is not JSON")?;
+        ensure!(status == 200 || value.get("error").is_some_and(Value::is_string), "no error in {value}");
+    }
+    ensure!(is_json || status == 400 || status == 414 || status == 431, "status {status} without JSON");
+    Ok(())
+}
+
+fn head(answer: &[u8]) -> String {
+    String::from_utf8_lossy(answer).chars().take(40).collect()
+}
+
+/// Sends the bytes and takes what comes back; the client goes once the server has nothing more to say.
+fn ask(request: &[u8], uid: u32) -> Result<Vec<u8>> {
+    let api = API.clone().context("no control API")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    runtime.block_on(async {
+        let (client, server) = duplex(PIPE);
+        let (mut reader, mut writer) = tokio::io::split(client);
+        let served = api.answer(server, uid);
+        let asked = async {
+            // A server that closes early is no defect.
+            let _ = writer.write_all(request).await;
+            // All is in memory and on this thread: after some turns the server waits for more, or has ended.
+            for _ in 0..TURNS {
+                tokio::task::yield_now().await;
+            }
+            let _ = writer.shutdown().await;
+            let mut answer = Vec::new();
+            let _ = reader.read_to_end(&mut answer).await;
+            answer
+        };
+        let ((), answer) = tokio::join!(served, asked);
+        Ok(answer)
+    })
+}
+
+/// Two tenants: one NIC runs, one is connected only.
+fn view() -> Result<View> {
+    let topology =
+        topology::parse("fuzz.toml", TOPOLOGY).map_err(|problems| anyhow::anyhow!("{problems}"))?;
+    let snapshot = Arc::new(Snapshot::build(&topology, &[]));
+    let ports = (0..).map(PortId).zip(&snapshot.ports);
+    let ports: Arc<[PortShared]> =
+        ports.map(|(id, port)| PortShared::new(id, port.name.clone(), Some(1))).collect();
+    for (port, running) in ports.iter().zip([true, false]) {
+        let Ok(mut status) = port.status.lock() else { continue };
+        status.peer = Some(Peer { pid: 7, uid: 64055 });
+        status.negotiated = Negotiated { features: u64::MAX, mtu: Some(1500), ..Negotiated::default() };
+        status.rings =
+            if running { vec![RingStatus { index: 0, size: 256, enabled: true }] } else { Vec::new() };
+    }
+    let counters = Counters::new(1, ports.len());
+    counters.block(0, PortId(0)).add(Counter::Received, 3);
+    Ok(View { topology: Arc::new(topology), snapshot, ports, counters, run_dir: PathBuf::from("run") })
+}
