@@ -6,6 +6,8 @@
 //! and left to epoll. When no source is active the worker sleeps; an idle daemon uses no CPU.
 
 pub(crate) mod mailbox;
+#[cfg(test)]
+mod shares;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -239,11 +241,15 @@ impl Worker {
         self.poll == Poll::Adaptive && self.sources.any_active() && now.duration_since(last_frame) < SPIN
     }
 
-    /// One burst from each active source; returns the frames moved.
+    /// One burst from each active source that is not in debt; returns the frames moved, and one for each that waits.
     fn service(&mut self, now: Instant) -> usize {
-        let mut moved = 0;
+        let (mut moved, mut clock) = (0, now);
         for at in 0..self.sources.len() {
             let Some(entry) = self.sources.active(at) else { continue };
+            if !entry.has_turn() {
+                moved += 1;
+                continue;
+            }
             let frames = match &mut entry.source {
                 Source::Guest(queue) if !queue.enabled => continue,
                 Source::Guest(queue) => match self.datapath.service_tx(queue, now) {
@@ -268,6 +274,11 @@ impl Worker {
                     }
                 },
             };
+            if frames > 0 {
+                let end = Instant::now();
+                entry.charge(end.duration_since(clock));
+                clock = end;
+            }
             moved += frames;
             entry.quiet = if frames > 0 { 0 } else { entry.quiet.saturating_add(1) };
             if entry.quiet > QUIET_ROUNDS && self.poll != Poll::Busy && !entry.arm() {

@@ -16,6 +16,12 @@ const TX_USED_LEN: u32 = 0;
 /// Malformed chains within a second after which the vring stops: no driver has so many by mistake.
 const MAX_MALFORMED: usize = 10_000;
 
+/// [`BURST`] as the rings count.
+const MOST: u16 = 64;
+const _: () = assert!(BURST == 64);
+/// A burst that takes longer is too long: five times what one of large frames takes.
+const LONG: Duration = Duration::from_micros(250);
+
 /// A running transmit vring. Its memory is kept beside it, by whoever pops: a [`Burst`] borrows from that.
 #[derive(Debug)]
 pub struct TxRing {
@@ -28,6 +34,8 @@ pub struct TxRing {
     /// A bit for each head, set while a burst is popped: one that comes twice was offered before it was given back.
     popped: Box<[u64]>,
     repeated: Option<u16>,
+    /// Frames of the next burst at most.
+    most: u16,
     /// Avail index of the burst's first frame.
     first: u16,
     /// Bit i: the frame i places ahead left by an uplink before a crash.
@@ -51,6 +59,7 @@ impl TxRing {
             sender,
             popped,
             repeated: None,
+            most: MOST,
             first: 0,
             gone,
         })
@@ -87,7 +96,7 @@ impl TxRing {
     /// The ring can no longer be trusted.
     pub fn pop_burst<'m>(&mut self, memory: &'m GuestMemory, burst: &mut Burst<'m>) -> Result<(), PortFault> {
         self.first = self.ring.next_avail;
-        for _ in 0..self.ring.available()?.min(u16::try_from(BURST).unwrap_or(u16::MAX)) {
+        for _ in 0..self.ring.available()?.min(self.most) {
             let head = self.ring.memory.avail_head(self.ring.next_avail);
             if !self.mark(head) {
                 self.repeated = Some(head);
@@ -147,6 +156,13 @@ impl TxRing {
         if let Some(word) = self.popped.get_mut(usize::from(head / 64)) {
             *word &= !(1 << (head % 64));
         }
+    }
+
+    /// The burst took that long. A frame can cost a thousand times what another does (segmentation, long chains), and
+    /// others wait meanwhile: after a burst that took too long the next one is half as long.
+    pub fn took(&mut self, used: Duration) {
+        let most = if used > LONG { self.most / 2 } else { self.most * 2 };
+        self.most = most.clamp(1, MOST);
     }
 
     /// Counts the malformed chains of a burst that is completed.

@@ -1,9 +1,14 @@
 //! Where a worker's frames come from.
 
+use std::time::Duration;
+
 use router::PortId;
 
 use crate::datapath::TxQueue;
 use crate::guest_memory::HostBuffer;
+
+/// Worker time of each source in a round: about that of a burst of plain frames.
+const SHARE: Duration = Duration::from_micros(10);
 
 /// A guest's transmit vring, or this worker's queue of an uplink.
 #[derive(Debug)]
@@ -20,6 +25,9 @@ pub(super) struct Entry {
     pub(super) active: bool,
     /// Rounds since its last frame.
     pub(super) quiet: u32,
+    /// Worker time that it used beyond its share. A frame can cost a thousand times what another does (segmentation), so
+    /// turns alone are not fair: whoever used more waits until the others had as much.
+    debt: Duration,
 }
 
 /// All sources of a worker. An index stays the same as long as its source is there: it is epoll's token.
@@ -27,6 +35,20 @@ pub(super) struct Entry {
 pub(super) struct Sources(Vec<Option<Entry>>);
 
 impl Entry {
+    /// Whether it may have a burst in this round.
+    pub(super) fn has_turn(&mut self) -> bool {
+        self.debt = self.debt.saturating_sub(SHARE);
+        self.debt.is_zero()
+    }
+
+    /// Its burst took that long.
+    pub(super) fn charge(&mut self, used: Duration) {
+        self.debt += used;
+        if let Source::Guest(queue) = &mut self.source {
+            queue.ring.took(used);
+        }
+    }
+
     /// Asks for notifications again; `true` if there is work, so that it stays active.
     pub(super) fn arm(&mut self) -> bool {
         match &mut self.source {
@@ -97,7 +119,7 @@ impl Sources {
     /// Fills a free index; the source begins active.
     pub(super) fn put(&mut self, at: usize, source: Source) {
         if let Some(slot) = self.0.get_mut(at) {
-            slot.insert(Entry { source, active: true, quiet: 0 }).wake();
+            slot.insert(Entry { source, active: true, quiet: 0, debt: Duration::ZERO }).wake();
         }
     }
 

@@ -21,11 +21,17 @@ nic = [{ network = "lan" }]
 const PATIENCE: Duration = Duration::from_secs(5);
 
 fn setup() -> WorkerSetup {
-    let topology = topology::parse("test.toml", TOPOLOGY).unwrap();
+    setup_of(TOPOLOGY)
+}
+
+pub(super) fn setup_of(topology: &str) -> WorkerSetup {
+    let topology = topology::parse("test.toml", topology).unwrap();
     let snapshot = Arc::new(Snapshot::build(&topology, &[]));
-    let ports = vec![PortShared::new(PortId(0), "me/a.0".to_owned(), Some(1))].into();
+    let count = snapshot.ports.len();
+    let port = |n| PortShared::new(PortId(n), format!("me/{n}.0"), Some(1));
+    let ports = (0..u32::try_from(count).unwrap()).map(port).collect();
     let (uplink_events, _) = unbounded();
-    let counters = Counters::new(1, 1);
+    let counters = Counters::new(1, count);
     WorkerSetup {
         index: 0,
         cpu: None,
