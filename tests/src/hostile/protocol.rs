@@ -236,6 +236,26 @@ pub const CASES: &[Case] = &[
         }
         owner.done(request::SET_VRING_ENABLE, &u32s(&[0, 1]))
     }),
+    case(
+        "A41 connects without end",
+        "10,000 in the full run, 200 else: nothing is kept",
+        Wanted::PortDies,
+        |f| {
+            let count = if crate::full_run() { 10_000 } else { 200 };
+            let before = f.holdings()?;
+            for number in 1..=count {
+                let path = f.socket();
+                // Before the one before is tidied up, the port turns others away.
+                crate::wait::wait_for("the port", PATIENCE, || Ok(Attacker::started(&path, 0).ok()))?;
+                if number % 1000 == 0 {
+                    println!("    {number} connects: {:?}", f.holdings()?);
+                }
+            }
+            settle(f)?;
+            println!("    {count} connects: before {before:?}, after {:?}", f.holdings()?);
+            Ok(())
+        },
+    ),
     case("A39 slow loris", "3 bytes of a header, and silence", Wanted::PortDies, |f| {
         let attacker = f.connected()?;
         attacker.wire.send(&[1, 0, 0], &[])?;
