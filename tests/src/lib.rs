@@ -6,8 +6,10 @@
 
 #![forbid(unsafe_code)]
 
+pub mod adversary;
 pub mod capture;
 pub mod daemon;
+pub mod direct;
 pub mod fuzz;
 pub mod guest;
 pub mod hostile;

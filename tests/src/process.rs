@@ -20,19 +20,28 @@ pub struct Process {
     log: PathBuf,
 }
 
+fn open_log(folder: &Path, name: &str) -> Result<File> {
+    let log = folder.join(format!("{name}.log"));
+    File::options().create(true).append(true).open(&log).with_context(|| log.display().to_string())
+}
+
 impl Process {
     /// Starts `command` with its output in `folder/name.log`.
     ///
     /// # Errors
     /// When the program or the log file cannot be opened.
-    pub fn spawn(name: &str, mut command: Command, folder: &Path) -> Result<Self> {
+    pub fn spawn(name: &str, command: Command, folder: &Path) -> Result<Self> {
+        let output = open_log(folder, name)?;
+        Self::spawn_into(name, command, folder, Stdio::from(output))
+    }
+
+    /// Starts `command` with its standard output in `stdout`, and its errors in `folder/name.log`.
+    ///
+    /// # Errors
+    /// As [`Self::spawn`].
+    pub fn spawn_into(name: &str, mut command: Command, folder: &Path, stdout: Stdio) -> Result<Self> {
         let log = folder.join(format!("{name}.log"));
-        let output = File::options()
-            .create(true)
-            .append(true)
-            .open(&log)
-            .with_context(|| log.display().to_string())?;
-        command.stdin(Stdio::piped()).stdout(output.try_clone()?).stderr(output);
+        command.stdin(Stdio::piped()).stdout(stdout).stderr(open_log(folder, name)?);
         let program = command.get_program().to_owned();
         let mut child = command.spawn().with_context(|| format!("starting {}", program.display()))?;
         let stdin = child.stdin.take();

@@ -32,6 +32,15 @@ pub fn port<'s>(stats: &'s Value, tenant: &str, vm: &str) -> Result<PortStats<'s
     found.with_context(|| format!("{tenant}/{vm} is not in {stats}"))
 }
 
+/// Frames from all uplinks that a VM got.
+///
+/// # Errors
+/// When the answer has another shape.
+pub fn uplinks_delivered(stats: &Value) -> Result<u64> {
+    let is_uplink = |port: &PortStats<'_>| port.0.get("uplink").is_some_and(Value::is_string);
+    ports(stats)?.iter().filter(|port| is_uplink(port)).map(|port| port.counter("delivered_vm")).sum()
+}
+
 impl PortStats<'_> {
     /// A counter by name.
     ///

@@ -72,7 +72,9 @@ impl Desc {
         Self { addr, len, flags: flags | NEXT, next }
     }
 
-    fn bytes(self) -> [u8; 16] {
+    /// As it lies in a table.
+    #[must_use]
+    pub fn bytes(self) -> [u8; 16] {
         let ([a, b, c, d], [e, f], [g, h]) =
             (self.len.to_le_bytes(), self.flags.to_le_bytes(), self.next.to_le_bytes());
         let mut bytes = [0; 16];
