@@ -16,6 +16,7 @@ use crate::control::{self, ControlServer};
 use crate::counters::{Counters, Identity};
 use crate::device::PortDevice;
 use crate::gather::Gathering;
+use crate::health::Health;
 use crate::port::{Device, PortShared, PortTable, lock};
 use crate::ring_state::{NicState, Store};
 use crate::uplink::keeper::{self, Keeper, Kept, hand_out, report};
@@ -36,6 +37,8 @@ pub struct View {
     pub counters: Counters,
     /// Where the sockets are.
     pub run_dir: PathBuf,
+    /// How the threads are.
+    pub health: Arc<Health>,
 }
 
 /// A running daemon; [`Daemon::stop`] ends its threads and removes its sockets.
@@ -68,8 +71,8 @@ impl Daemon {
         let snapshot = Arc::new(Snapshot::build(&topology, &macs));
         let ports: PortTable = port_ids(&snapshot).map(|(id, port)| shared_port(id, port)).collect();
         let topology = Arc::new(topology);
-        let run_dir = run_dir.to_owned();
-        let view = View { topology: Arc::clone(&topology), snapshot, ports, counters, run_dir };
+        let (run_dir, health) = (run_dir.to_owned(), Arc::new(Health::new(count)));
+        let view = View { topology: Arc::clone(&topology), snapshot, ports, counters, run_dir, health };
 
         let states = ring_states(&view);
         let was_attached =
@@ -165,6 +168,7 @@ fn start_worker(
         counters: view.counters.clone(),
         uplink_events,
         gathering,
+        health: Arc::clone(&view.health),
     };
     worker::spawn(setup).with_context(|| format!("cannot start worker {index}"))
 }

@@ -24,10 +24,12 @@ pub mod egress;
 pub mod gather;
 pub mod groups;
 pub mod guest_memory;
+pub mod health;
 #[cfg(test)]
 mod models;
 pub mod port;
 pub mod ring_state;
+pub mod sandbox;
 pub mod sys;
 pub mod uplink;
 pub mod vhost_user;

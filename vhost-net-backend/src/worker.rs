@@ -28,6 +28,7 @@ use crate::counters::Counters;
 use crate::datapath::{Datapath, TxQueue};
 use crate::gather::Gathering;
 use crate::guest_memory;
+use crate::health::Health;
 use crate::port::PortTable;
 use crate::uplink::{Tap, UplinkEvent, keeper};
 use crate::vring::PortFault;
@@ -133,6 +134,8 @@ pub struct WorkerSetup {
     pub uplink_events: Sender<UplinkEvent>,
     /// Whom it waits for before the first frame.
     pub gathering: Gathering,
+    /// Where it shows that it gets on.
+    pub health: Arc<Health>,
 }
 
 /// A running data-path thread.
@@ -149,6 +152,7 @@ pub struct Worker {
     uplink_events: Sender<UplinkEvent>,
     gathering: Gathering,
     next_advert: Instant,
+    health: Arc<Health>,
     /// Mappings of all guests that had died when we last looked whose they were.
     deaths: u64,
 }
@@ -175,7 +179,8 @@ fn prepare(setup: WorkerSetup) -> io::Result<(WorkerHandle, Worker)> {
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     epoll::add(&epoll, &*wake, EventData::new_u64(WAKE), EventFlags::IN)?;
     let handle = WorkerHandle { commands: sender, wake: Arc::clone(&wake) };
-    let WorkerSetup { index, cpu: _, poll, snapshot, ports, counters, uplink_events, gathering } = setup;
+    let WorkerSetup { index, cpu: _, poll, snapshot, ports, counters, uplink_events, gathering, health } =
+        setup;
     let datapath = Datapath::new(index, snapshot, Arc::clone(&ports), counters);
     let next_advert = Instant::now() + ADVERTISE_EVERY;
     let sources = Sources::default();
@@ -191,6 +196,7 @@ fn prepare(setup: WorkerSetup) -> io::Result<(WorkerHandle, Worker)> {
         uplink_events,
         gathering,
         next_advert,
+        health,
         deaths: 0,
     };
     Ok((handle, worker))
@@ -216,6 +222,7 @@ impl Worker {
                 }
                 continue;
             }
+            self.health.beat(self.index).inspect(|beat| beat.awake());
             let frames = self.service(now);
             if guest_memory::deaths() != self.deaths {
                 self.bury();
@@ -309,10 +316,14 @@ impl Worker {
 
     /// Sleeps until something happens or the time is over; `false` when the worker is to end.
     fn wait(&mut self, timeout: Option<Duration>) -> bool {
+        if timeout != Some(Duration::ZERO) {
+            self.health.beat(self.index).inspect(|beat| beat.asleep());
+        }
         let timeout = timeout.map(|t| Timespec::try_from(t).unwrap_or_default());
         let mut events = [epoll::Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }; 64];
         // A signal that interrupts is as good as no event.
         let count = epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()).unwrap_or(0);
+        self.health.beat(self.index).inspect(|beat| beat.awake());
         for event in events.iter().take(count) {
             let token = event.data.u64();
             if token == WAKE {

@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 use vhost_net_backend::control::Api;
 use vhost_net_backend::counters::{Counter, Counters};
 use vhost_net_backend::daemon::View;
+use vhost_net_backend::health::Health;
 use vhost_net_backend::port::{Negotiated, Peer, PortShared, RingStatus};
 
 use super::input::Input;
@@ -122,5 +123,6 @@ fn view() -> Result<View> {
     }
     let counters = Counters::new(1, ports.len());
     counters.block(0, PortId(0)).add(Counter::Received, 3);
-    Ok(View { topology: Arc::new(topology), snapshot, ports, counters, run_dir: PathBuf::from("run") })
+    let (run_dir, health) = (PathBuf::from("run"), Arc::new(Health::new(1)));
+    Ok(View { topology: Arc::new(topology), snapshot, ports, counters, run_dir, health })
 }

@@ -18,6 +18,8 @@ pub enum Exit {
     Usage = 2,
     /// The daemon does not run, or does not talk to us.
     NotRunning = 3,
+    /// A thread of the daemon panicked; it ended without tidying up (sysexits.h: EX_SOFTWARE).
+    Broken = 70,
 }
 
 impl From<Exit> for ExitCode {
@@ -27,6 +29,7 @@ impl From<Exit> for ExitCode {
             Exit::Failed => 1,
             Exit::Usage => 2,
             Exit::NotRunning => 3,
+            Exit::Broken => 70,
         })
     }
 }

@@ -19,6 +19,7 @@ pub mod routes;
 pub mod run;
 pub mod run_dir;
 pub mod schema;
+pub mod service;
 pub mod source;
 pub mod stats;
 pub mod table;

@@ -1,14 +1,17 @@
 //! `vmrouter run F`: the daemon.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use topology::UplinkKind;
 
 use super::run_dir::run_dir;
+use super::service::Service;
 use super::text::count;
-use super::{Exit, Failure, Page, check, logging, notify};
+use super::{Exit, Failure, Page, check, logging};
+use crate::control::group;
 use crate::daemon::Daemon;
+use crate::sandbox::{self, Needs};
 
 /// Arguments of `run`.
 #[derive(Clone, Debug, clap::Args)]
@@ -34,15 +37,34 @@ pub fn run(args: &Args) -> Result<Page, Failure> {
     let run_dir = run_dir(args.run_dir.as_deref(), topology.router.run_dir.as_deref())?;
     let nics = topology.tenants.iter().flat_map(|t| &t.vms).map(|vm| vm.nics.len()).sum();
     raise_file_limit();
+    let needs = Needs {
+        run_dir: &run_dir,
+        topology_file: &args.file,
+        taps: topology.uplinks.iter().any(|uplink| matches!(uplink.kind, UplinkKind::Tap { .. })),
+        connects: topology
+            .tenants
+            .iter()
+            .flat_map(|tenant| &tenant.vms)
+            .any(|vm| vm.nics.iter().any(|nic| nic.connect.is_some())),
+        groups: &[&topology.router.socket_group, group::OPERATORS],
+    };
+    // Threads inherit it: there must be none yet.
+    let files = sandbox::enter(&needs).map_err(|error| Failure::failed(format!("{error:#}")))?;
+    tracing::info!(%files, "confined");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::failed(error.to_string()))?;
     // Before the daemon starts: a signal that comes early must not kill it half-made.
-    let signals = runtime.block_on(async { Signals::new() });
-    let signals = signals.map_err(|error| Failure::failed(format!("cannot catch signals: {error}")))?;
+    let service = runtime.block_on(async { Service::new() });
+    let service = service.map_err(|error| Failure::failed(format!("cannot catch signals: {error}")))?;
     let daemon = Daemon::start(topology, &run_dir).map_err(|error| Failure::failed(format!("{error:#}")))?;
-    ready(nics, &run_dir);
-    runtime.block_on(signals.end());
-    notify::notify("STOPPING=1");
+    let _ = daemon.view().health.landlock.set(files.to_string());
+    sandbox::seal().map_err(|error| Failure::failed(format!("{error:#}")))?;
+    println!("vmrouter is ready: {}, sockets below {}", count(nics, "NIC"), run_dir.display());
+    if let Err(broken) = runtime.block_on(service.run(daemon.view(), &args.file)) {
+        // To stop in order needs all threads.
+        std::mem::forget(daemon);
+        return Err(broken);
+    }
     daemon.stop();
     tracing::info!("stopped");
     Ok(Page::default())
@@ -69,38 +91,6 @@ fn raise_file_limit() {
     let raised = Rlimit { current: limit.maximum, ..limit };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::debug!(%error, "the limit of open files stays");
-    }
-}
-
-fn ready(nics: usize, run_dir: &Path) {
-    println!("vmrouter is ready: {}, sockets below {}", count(nics, "NIC"), run_dir.display());
-    notify::notify("READY=1");
-}
-
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    /// Returns on SIGTERM or SIGINT.
-    async fn end(mut self) {
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return,
-                _ = self.interrupt.recv() => return,
-                _ = self.hangup.recv() => tracing::warn!("SIGHUP: this version cannot reload its file; restart it"),
-            }
-        }
     }
 }
 

@@ -7,6 +7,7 @@ use router::{PortId, Snapshot};
 
 use crate::counters::{Counters, Identity};
 use crate::daemon::View;
+use crate::health::Health;
 use crate::port::{Negotiated, Peer, PortShared, RingStatus};
 
 const TOPOLOGY: &str = r#"
@@ -45,6 +46,7 @@ pub(crate) fn view(run_dir: &Path) -> View {
         topology: Arc::new(topology),
         snapshot: Arc::new(snapshot),
         run_dir: run_dir.to_owned(),
+        health: Arc::new(Health::new(2)),
     };
     running(&view, 0, 1 | 1 << 1 | 1 << 7 | 1 << 8 | 1 << 11 | 1 << 12 | 1 << 32);
     view.ports[1].status.lock().unwrap().peer = Some(Peer { pid: 1, uid: 0 });

@@ -31,7 +31,7 @@ pub(super) fn setup_of(topology: &str) -> WorkerSetup {
     let port = |n| PortShared::new(PortId(n), format!("me/{n}.0"), Some(1));
     let ports = (0..u32::try_from(count).unwrap()).map(port).collect();
     let (uplink_events, _) = unbounded();
-    let counters = Counters::new(1, count);
+    let (counters, health) = (Counters::new(1, count), Arc::new(Health::new(1)));
     WorkerSetup {
         index: 0,
         cpu: None,
@@ -41,6 +41,7 @@ pub(super) fn setup_of(topology: &str) -> WorkerSetup {
         counters,
         uplink_events,
         gathering: Gathering::default(),
+        health,
     }
 }
 
@@ -100,6 +101,26 @@ fn every_kick_wakes_a_worker_that_sleeps() {
         worker.send(Command::Stop);
         thread.join().unwrap();
     }
+}
+
+#[test]
+fn a_worker_says_when_it_sleeps_and_when_it_wakes() {
+    let setup = setup();
+    let health = Arc::clone(&setup.health);
+    let (worker, thread) = spawn(setup).unwrap();
+    let sleeps = || {
+        let start = Instant::now();
+        while !health.beat(0).unwrap().sleeps() {
+            assert!(start.elapsed() < PATIENCE, "it never sleeps");
+            std::thread::yield_now();
+        }
+        format!("{:?}", health.beat(0))
+    };
+    let before = sleeps();
+    assert!(obeys(&worker));
+    assert_ne!(sleeps(), before);
+    worker.send(Command::Stop);
+    thread.join().unwrap();
 }
 
 #[test]
