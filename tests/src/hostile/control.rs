@@ -36,6 +36,23 @@ pub const CASES: &[Case] = &[
     case("G95 escape sequence in a name", "a tenant named ESC c", Wanted::Refused, |_| {
         check(b"version = 1\n[tenant.\"\\u001bc\".network.lan]\nsubnets = [\"10.0.0.0/24\"]\n")
     }),
+    case("D77 one MAC for two guests", "the file gives both the same", Wanted::Refused, |_| {
+        check(&twins("mac = \"52:54:00:00:00:02\"", "mac = \"52:54:00:00:00:02\""))
+    }),
+    case("D77 one address for two guests", "the file gives both the same", Wanted::Refused, |_| {
+        check(&twins("addresses = [\"10.0.0.2\"]", "addresses = [\"10.0.0.2\"]"))
+    }),
+    case("D77 two guests", "the same file with two addresses is good", Wanted::Obeyed, |_| {
+        let good = twins("addresses = [\"10.0.0.2\"]", "addresses = [\"10.0.0.3\"]");
+        ensure!(check(&good).is_err(), "the file is refused for something else");
+        Ok(())
+    }),
+    case("G95 a million guests", "a file with 1,000,000 VMs", Wanted::Refused, |_| {
+        let vms: String = (0..1_000_000)
+            .map(|n| format!("[tenant.a.vm.g{n}]\nnic = [{{ network = \"lan\" }}]\n"))
+            .collect();
+        check(format!("version = 1\n[tenant.a.network.lan]\nsubnets = [\"10.0.0.0/8\"]\n{vms}").as_bytes())
+    }),
     case("G95 second daemon", "another daemon on the same run directory", Wanted::Refused, |f| {
         let run_dir = f.daemon.run_dir();
         let file = run_dir.parent().context("no folder")?.join("topology.toml");
@@ -89,8 +106,8 @@ pub const CASES: &[Case] = &[
         }
         Ok(())
     }),
-    case("G97 300 clients", "more clients than are served at once, all silent", Wanted::Harmless, |f| {
-        let clients = (0..300).map(|_| client(f)).collect::<Result<Vec<_>>>()?;
+    case("G97 1000 clients", "more clients than are served at once, all silent", Wanted::Harmless, |f| {
+        let clients = (0..1000).map(|_| client(f)).collect::<Result<Vec<_>>>()?;
         let start = Instant::now();
         f.daemon.stats()?;
         ensure!(start.elapsed() < PATIENCE, "an answer took {:?}", start.elapsed());
@@ -140,6 +157,13 @@ fn closed(field: &mut Field, bytes: &[u8]) -> Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => anyhow::bail!("not cut off"),
         Ok(_) | Err(_) => Ok(()),
     }
+}
+
+/// A file with two VMs of one network, and these words in their NICs.
+fn twins(a: &str, b: &str) -> Vec<u8> {
+    let vm = |name, words| format!("[tenant.t.vm.{name}]\nnic = [{{ network = \"lan\", {words} }}]\n");
+    let network = "version = 1\n[tenant.t.network.lan]\nsubnets = [\"10.0.0.0/24\"]\n";
+    [network, &vm("a", a), &vm("b", b)].concat().into_bytes()
 }
 
 /// `vmrouter check` must refuse that file.
