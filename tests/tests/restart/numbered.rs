@@ -5,17 +5,27 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use etherparse::PacketBuilder;
+use etherparse::{Icmpv4Type, PacketBuilder, TransportSlice};
 
 /// Bytes in front of the pattern: flow and number.
 const FRONT: usize = 16;
 /// UDP ports of flow 0, source and destination; the others follow.
 pub(crate) const PORTS: (u16, u16) = (20_000, 30_000);
 
+/// What the frames are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// UDP from `from` to `to`.
+    Udp,
+    /// Echo requests from `from` to `to`; what is received are the replies, which bring the same numbers back.
+    Echo,
+}
+
 /// Frames of one sender to one receiver.
 #[derive(Debug)]
 pub(crate) struct Flow {
     pub(crate) id: u16,
+    pub(crate) kind: Kind,
     pub(crate) from: Ipv4Addr,
     pub(crate) to: Ipv4Addr,
     /// Frames that may be under way; none: it is not held back.
@@ -42,7 +52,29 @@ pub(crate) struct Log {
 
 impl Flow {
     pub(crate) fn new(id: u16, from: Ipv4Addr, to: Ipv4Addr, window: Option<u64>, longest: usize) -> Self {
-        Self { id, from, to, window, longest, sent: AtomicU64::new(0), log: Mutex::default() }
+        Self {
+            id,
+            kind: Kind::Udp,
+            from,
+            to,
+            window,
+            longest,
+            sent: AtomicU64::new(0),
+            log: Mutex::default(),
+        }
+    }
+
+    /// The same as echo requests.
+    pub(crate) fn echo(self) -> Self {
+        Self { kind: Kind::Echo, ..self }
+    }
+
+    /// Whose vrings its frames come in by.
+    pub(crate) fn receiver(&self) -> Ipv4Addr {
+        match self.kind {
+            Kind::Udp => self.to,
+            Kind::Echo => self.from,
+        }
     }
 
     pub(crate) fn log(&self) -> MutexGuard<'_, Log> {
@@ -72,11 +104,13 @@ impl Flow {
     /// The next frame whole, as a guest sends it.
     pub(crate) fn frame(&self, source: [u8; 6], router: [u8; 6]) -> Vec<u8> {
         let mut frame = Vec::new();
-        let packet = PacketBuilder::ethernet2(source, router)
-            .ipv4(self.from.octets(), self.to.octets(), 64)
-            .udp(PORTS.0 + self.id, PORTS.1 + self.id);
+        let packet = PacketBuilder::ethernet2(source, router).ipv4(self.from.octets(), self.to.octets(), 64);
+        let (payload, number) = (self.payload(), u16::try_from(self.sent() % 65_536).unwrap_or(0));
         // Cannot fail: a vector takes it, and it is short.
-        let _ = packet.write(&mut frame, &self.payload());
+        let _ = match self.kind {
+            Kind::Udp => packet.udp(PORTS.0 + self.id, PORTS.1 + self.id).write(&mut frame, &payload),
+            Kind::Echo => packet.icmpv4_echo_request(self.id, number).write(&mut frame, &payload),
+        };
         frame
     }
 
@@ -133,9 +167,14 @@ fn payload(id: u16, number: u64, longest: usize) -> Vec<u8> {
 /// Flow and payload of a frame as a guest receives it; none if it is something else.
 pub(crate) fn open(frame: &[u8]) -> Option<(u16, &[u8])> {
     let sliced = etherparse::SlicedPacket::from_ethernet(frame).ok()?;
-    let Some(etherparse::TransportSlice::Udp(udp)) = &sliced.transport else { return None };
-    let id = udp.destination_port().checked_sub(PORTS.1)?;
-    Some((id, udp.payload()))
+    match &sliced.transport {
+        Some(TransportSlice::Udp(udp)) => Some((udp.destination_port().checked_sub(PORTS.1)?, udp.payload())),
+        Some(TransportSlice::Icmpv4(icmp)) => {
+            let Icmpv4Type::EchoReply(echo) = icmp.icmp_type() else { return None };
+            Some((echo.id, icmp.payload()))
+        }
+        Some(_) | None => None,
+    }
 }
 
 #[test]
