@@ -164,6 +164,7 @@ impl Driver {
             call: None,
             err: None,
             state: None,
+            inflight: None,
         }
     }
 

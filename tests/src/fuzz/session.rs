@@ -139,6 +139,7 @@ impl Connection {
         let going = match outcome {
             Outcome::Done(None) => true,
             Outcome::Done(Some(reply)) => well_formed(header, &reply).map(|_| true)?,
+            Outcome::Hand(reply, _) => well_formed(header, &reply).map(|_| true)?,
             Outcome::Refused(reply, _) => {
                 let payload = well_formed(header, &reply)?;
                 let refused = payload.first_chunk().is_some_and(|code| u64::from_ne_bytes(*code) != 0);

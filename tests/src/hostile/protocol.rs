@@ -189,12 +189,12 @@ pub const CASES: &[Case] = &[
     case("A33 SET_OWNER twice", "a second owner while rings run", Wanted::Refused, |f| {
         f.started()?.refused(request::SET_OWNER, &[])
     }),
-    case("A34 SET_INFLIGHT_FD", "2^32-1 queues in a file of one page; not offered", Wanted::Refused, |f| {
+    case("A34 SET_INFLIGHT_FD", "65535 queues of 65535 in a file of one page", Wanted::Refused, |f| {
         let attacker = f.with_memory()?;
         let payload = [u64s(&[4096, 0]), u32s(&[u32::MAX])].concat();
         attacker.refused_fd(request::SET_INFLIGHT_FD, &payload, &attacker.memory)
     }),
-    case("A34 GET_INFLIGHT_FD", "65535 queues; not offered", Wanted::Refused, |f| {
+    case("A34 GET_INFLIGHT_FD", "65535 queues", Wanted::Refused, |f| {
         f.with_memory()?.refused(request::GET_INFLIGHT_FD, &[255; 20])
     }),
     case("A34 SET_LOG_BASE", "2^64-1 bytes of log; not offered", Wanted::Refused, |f| {

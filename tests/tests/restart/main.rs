@@ -4,7 +4,9 @@ mod numbered;
 mod peers;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -57,7 +59,7 @@ struct Report {
     all: Vec<Duration>,
     /// Frames lost, by flow.
     lost: Vec<u64>,
-    /// Most that one transmit vring lost in one kill.
+    /// Most that one transmit vring lost from one recovery to the next; most rounds are one kill.
     worst: u64,
 }
 
@@ -85,7 +87,7 @@ impl Report {
         }
         let total: u64 = self.lost.iter().sum();
         println!(
-            "{} kills: {total} frames lost, at most {} of one transmit vring in one kill",
+            "{} kills: {total} frames lost, at most {} of one transmit vring between two recoveries",
             self.kills, self.worst
         );
         for (what, times) in [("first flow", &mut self.first), ("every flow", &mut self.all)] {
@@ -105,8 +107,8 @@ struct Bench {
     stop: Arc<AtomicBool>,
     threads: Vec<thread::JoinHandle<Result<()>>>,
     reattached: Vec<Arc<AtomicU64>>,
-    /// Transmit vrings on the way of a frame.
-    vrings: u64,
+    /// Whether all losses are ours. QEMU takes a guest's link down while it is not connected, and drops what it sends then.
+    strict: bool,
     _wan: Wan,
 }
 
@@ -137,8 +139,12 @@ fn guest(
     let (tenant, vm, nic) = scenario.get(vm)?;
     let path = run_dir.join(&tenant.name).join(format!("{}.0.sock", vm.name));
     let of = |wanted: fn(&Flow) -> Ipv4Addr| flows.iter().filter(|f| wanted(f) == ip).cloned().collect();
+    let options = match replay {
+        Replay::Forgetful => NicOptions::default().keeping_inflight(),
+        Replay::Qemu | Replay::CloudHypervisor => NicOptions::default(),
+    };
     Ok(Guest {
-        nic: FakeNic::connect(&path, NicOptions::default())?,
+        nic: FakeNic::connect(&path, options)?,
         path,
         mac: nic.mac.0,
         router: scenario.topology.router.mac.0,
@@ -181,7 +187,7 @@ impl Bench {
         let mut threads: Vec<_> = guests.into_iter().map(run).collect();
         let stop_too = Arc::clone(&stop);
         threads.push(thread::spawn(move || host.run(&stop_too)));
-        Ok(Self { daemon, flows, stop, threads, reattached, vrings: 1, _wan: wan })
+        Ok(Self { daemon, flows, stop, threads, reattached, strict: true, _wan: wan })
     }
 
     /// One fake guest and one under QEMU.
@@ -201,7 +207,7 @@ impl Bench {
         let (stop, reattached) = (Arc::<AtomicBool>::default(), vec![Arc::clone(&guest.reattached)]);
         let stop_too = Arc::clone(&stop);
         let threads = vec![thread::spawn(move || guest.run(&stop_too))];
-        Ok((Self { daemon, flows, stop, threads, reattached, vrings: 2, _wan: wan }, booted))
+        Ok((Self { daemon, flows, stop, threads, reattached, strict: false, _wan: wan }, booted))
     }
 
     /// Waits until each flow has received what was sent after `numbers`.
@@ -223,6 +229,16 @@ impl Bench {
         self.flows.iter().map(|flow| flow.sent()).collect()
     }
 
+    /// Spoils the records of guest c, which says that every base is 0: only the file that its VMM keeps is left.
+    fn forget_rings(&self) -> Result<()> {
+        let path = self.daemon.run_dir().join("state/acme/c.0");
+        if path.exists() {
+            let file = File::options().write(true).open(path)?;
+            [128, 128 + 1536].into_iter().try_for_each(|block| file.write_all_at(&[0; 8], block))?;
+        }
+        Ok(())
+    }
+
     /// Kills it at some moment, starts it again, and waits until all is well; sometimes kills the next one as well before
     /// anybody is attached.
     fn kill(&mut self, dice: &mut Dice, settled: &mut [u64], report: &mut Report) -> Result<()> {
@@ -237,6 +253,7 @@ impl Bench {
         }
         thread::sleep(DRAIN);
         self.flows.iter().for_each(|flow| flow.log().first = None);
+        self.forget_rings()?;
         let (numbers, start) = (self.sent(), Instant::now());
         self.daemon.respawn()?;
         self.progress(&numbers)?;
@@ -256,9 +273,9 @@ impl Bench {
             }
         }
         let worst = by_sender.values().copied().max().unwrap_or(0);
-        report.worst = report.worst.max(worst.div_ceil(kills));
+        report.worst = report.worst.max(worst);
         ensure!(
-            worst <= u64::try_from(BURST)? * kills * self.vrings,
+            !self.strict || worst <= u64::try_from(BURST)? * kills,
             "a transmit vring lost {worst} frames in {kills} kills"
         );
         Ok(())

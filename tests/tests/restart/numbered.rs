@@ -3,12 +3,15 @@
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use etherparse::{Icmpv4Type, PacketBuilder, TransportSlice};
 
 /// Bytes in front of the pattern: flow and number.
 const FRONT: usize = 16;
+/// Without an arrival for so long a window is lost. A daemon that is away makes that long, too: then it is too early, and
+/// the frames wait in the vring.
+const STALL: Duration = Duration::from_millis(300);
 /// UDP ports of flow 0, source and destination; the others follow.
 pub(crate) const PORTS: (u16, u16) = (20_000, 30_000);
 
@@ -33,6 +36,8 @@ pub(crate) struct Flow {
     /// Longest payload.
     pub(crate) longest: usize,
     sent: AtomicU64,
+    /// Numbers below this are not waited for any more.
+    given_up: AtomicU64,
     log: Mutex<Log>,
 }
 
@@ -46,6 +51,8 @@ pub(crate) struct Log {
     pub(crate) received: u64,
     pub(crate) duplicates: u64,
     pub(crate) corrupt: u64,
+    /// Last arrival.
+    pub(crate) moved: Option<Instant>,
     /// First arrival since it was taken.
     pub(crate) first: Option<Instant>,
 }
@@ -60,6 +67,7 @@ impl Flow {
             window,
             longest,
             sent: AtomicU64::new(0),
+            given_up: AtomicU64::new(0),
             log: Mutex::default(),
         }
     }
@@ -88,8 +96,15 @@ impl Flow {
 
     /// How many frames may be sent now.
     pub(crate) fn room(&self) -> u64 {
-        let under_way = self.sent().saturating_sub(self.log().next);
-        self.window.map_or(1, |window| window.saturating_sub(under_way))
+        let log = self.log();
+        let since = self.given_up.load(Ordering::SeqCst).max(log.next);
+        let under_way = self.sent().saturating_sub(since);
+        let room = self.window.map_or(1, |window| window.saturating_sub(under_way));
+        if room == 0 && log.moved.is_some_and(|moved| moved.elapsed() > STALL) {
+            // A whole window was lost: go on behind it.
+            self.given_up.store(self.sent(), Ordering::SeqCst);
+        }
+        room
     }
 
     /// The payload of the next frame; [`Self::count`] it once it is sent.
@@ -122,7 +137,9 @@ impl Flow {
             Some(number) => log.note(number),
             None => log.corrupt += 1,
         }
-        log.first.get_or_insert_with(Instant::now);
+        let now = Instant::now();
+        log.moved = Some(now);
+        log.first.get_or_insert(now);
     }
 }
 

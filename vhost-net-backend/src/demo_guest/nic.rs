@@ -2,6 +2,7 @@
 
 mod reattach;
 
+use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -19,6 +20,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::front_end::{DeviceConfig, FrontEnd};
 use super::ring::{DriverRing, INDIRECT_MAX, Layout, Segment};
 use super::{GuestError, Ram};
+use crate::vhost_user::message::Inflight;
 
 pub use reattach::Replay;
 
@@ -105,6 +107,13 @@ impl NicOptions {
     pub fn with_features(features: u64) -> Self {
         Self { features, ..Self::default() }
     }
+
+    /// Keeps what the daemon has in flight for the next one (INFLIGHT_SHMFD), as Cloud Hypervisor does.
+    #[must_use]
+    pub fn keeping_inflight(mut self) -> Self {
+        self.protocol |= VhostUserProtocolFeatures::INFLIGHT_SHMFD;
+        self
+    }
 }
 
 /// What crossed the card, as the guest saw it.
@@ -158,6 +167,8 @@ pub struct FakeNic {
     tx: Vec<Vring>,
     epoll: Epoll,
     waker: EventFd,
+    /// What the daemon has in flight, kept for the next one (INFLIGHT_SHMFD).
+    inflight: Option<(Inflight, File)>,
     options: NicOptions,
     /// Bytes of the vnet header on the rings.
     header_len: usize,
@@ -208,7 +219,10 @@ impl FakeNic {
         watch(waker.as_raw_fd(), WAKER)?;
         rx.iter().try_for_each(|vring: &Vring| watch(vring.call.as_raw_fd(), CALL))?;
         let counters = NicCounters::default();
-        let mut nic = Self { front_end, ram, rx, tx, epoll, waker, options, header_len, turn: 0, counters };
+        let inflight = None;
+        let mut nic =
+            Self { front_end, ram, rx, tx, epoll, waker, inflight, options, header_len, turn: 0, counters };
+        nic.ask_inflight()?;
         nic.start()?;
         Ok(nic)
     }

@@ -14,7 +14,10 @@
 //! | 16.. | 16 bytes for each head: in flight (1 byte), padding, the head given back before it (at 6, 2 bytes), the order in which it was popped (at 8, 8 bytes) |
 //!
 //! The front end can write all of it at any time: numbers from it are bounded before use, and what it ruins is its own.
-#![expect(unsafe_code, reason = "atomic access to a file shared with the front end; audited in this file only")]
+#![expect(
+    unsafe_code,
+    reason = "atomic access to a file shared with the front end; audited in this file only"
+)]
 
 use std::fs::File;
 use std::io;
@@ -109,20 +112,16 @@ impl InflightRing {
     /// A vring starts whose used index is `used`: heads that the region has in flight, in the order in which they were
     /// popped (the specification's steps for reconnecting).
     pub fn recover(&mut self, used: u16) -> Vec<u16> {
-        if self.u16_at(8).load(Ordering::Acquire) != VERSION || self.u16_at(10).load(Ordering::Relaxed) != self.size {
+        if self.u16_at(8).load(Ordering::Acquire) != VERSION
+            || self.u16_at(10).load(Ordering::Relaxed) != self.size
+        {
             self.clear(used);
             return Vec::new();
         }
         let behind = used.wrapping_sub(self.u16_at(14).load(Ordering::Relaxed));
         if behind <= self.size {
             // Given back, and killed before they were marked so.
-            let mut head = self.u16_at(12).load(Ordering::Relaxed);
-            for _ in 0..behind {
-                let Some(entry) = self.entry(head) else { break };
-                self.inflight(entry).store(0, Ordering::Release);
-                head = self.u16_at(entry + 6).load(Ordering::Relaxed);
-            }
-            self.u16_at(14).store(used, Ordering::Release);
+            self.returned(behind, used);
         } else {
             // Another guest's: no batch is so long.
             self.clear(used);
@@ -164,11 +163,14 @@ impl InflightRing {
         last.store(head, Ordering::Release);
     }
 
-    /// The guest was shown that; the used index is now `used`.
+    /// The guest was shown the last `count` of them; the used index is now `used`.
     #[inline]
-    pub fn returned(&self, heads: impl Iterator<Item = u16>, used: u16) {
-        for entry in heads.filter_map(|head| self.entry(head)) {
+    pub fn returned(&self, count: u16, used: u16) {
+        let mut head = self.u16_at(12).load(Ordering::Relaxed);
+        for _ in 0..count {
+            let Some(entry) = self.entry(head) else { break };
             self.inflight(entry).store(0, Ordering::Release);
+            head = self.u16_at(entry + 6).load(Ordering::Relaxed);
         }
         self.u16_at(14).store(used, Ordering::Release);
     }
@@ -212,14 +214,14 @@ mod tests {
     fn what_is_in_flight_comes_back_in_its_order() {
         let (file, first) = area(2, 16);
         let mut ring = first.ring(1, 16).unwrap();
-        assert_eq!(ring.recover(7), []);
+        assert_eq!(ring.recover(7), [0_u16; 0]);
         for head in [3, 9, 1, 15, 0] {
             ring.popped(head);
         }
         for head in [3, 9] {
             ring.returning(head);
         }
-        ring.returned([3, 9].into_iter(), 9);
+        ring.returned(2, 9);
         drop((ring, first));
         // The next daemon maps it anew.
         let second = InflightArea::map(&file, 0, InflightArea::bytes(2, 16), 2, 16).unwrap();
@@ -232,20 +234,22 @@ mod tests {
         assert_eq!(again.recover(11), [0]);
         again.popped(4);
         assert_eq!(second.ring(1, 16).unwrap().recover(11), [0, 4], "younger than what was there");
-        assert_eq!(second.ring(0, 16).unwrap().recover(0), [], "another vring");
+        assert_eq!(second.ring(0, 16).unwrap().recover(0), [0_u16; 0], "another vring");
         // A guest that was reset: nothing of the old one's is believed.
-        assert_eq!(second.ring(1, 16).unwrap().recover(60_000), []);
+        assert_eq!(second.ring(1, 16).unwrap().recover(60_000), [0_u16; 0]);
     }
 
     #[test]
     fn numbers_from_outside_are_bounded() {
         let (_file, area) = area(1, 16);
-        assert!(area.ring(1, 16).is_none() && area.ring(0, 32).is_none() && area.ring(usize::MAX, 16).is_none());
+        assert!(
+            area.ring(1, 16).is_none() && area.ring(0, 32).is_none() && area.ring(usize::MAX, 16).is_none()
+        );
         let mut ring = area.ring(0, 16).unwrap();
         let _ = ring.recover(0);
         ring.popped(u16::MAX);
         ring.returning(16);
-        ring.returned([99].into_iter(), 1);
+        ring.returned(99, 1);
         // Garbage in the list of the last batch: a head outside, and a loop.
         for last in [u16::MAX, 5] {
             ring.u16_at(12).store(last, Ordering::Relaxed);
@@ -259,7 +263,7 @@ mod tests {
             ring.popped(5);
             ring.u16_at(8).store(version, Ordering::Relaxed);
             ring.u16_at(10).store(size, Ordering::Relaxed);
-            assert_eq!(area.ring(0, 16).unwrap().recover(16), [], "{version} {size}");
+            assert_eq!(area.ring(0, 16).unwrap().recover(16), [0_u16; 0], "{version} {size}");
         }
     }
 

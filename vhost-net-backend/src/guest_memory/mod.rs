@@ -16,6 +16,7 @@
 
 mod bus_error;
 mod host;
+mod inflight;
 mod mapping;
 mod ring;
 mod slice;
@@ -27,6 +28,7 @@ use mapping::Mapping;
 
 pub use bus_error::deaths;
 pub use host::HostBuffer;
+pub use inflight::{InflightArea, InflightRing};
 #[cfg(test)]
 pub(crate) use ring::order;
 pub use ring::{Descriptor, RingMemory};

@@ -3,7 +3,7 @@
 //! A VMM may send nothing for days, but once a message has begun it must end within [`PATIENCE`], and an answer must
 //! be taken within the same time. The thread serves this VMM alone, so that nobody else waits for it.
 
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recvmsg, send,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
 use super::error::SessionError;
@@ -101,16 +102,17 @@ pub(super) fn serve(
             observer.attached(session);
         }
         let reply = match outcome {
-            Ok(Outcome::Done(reply)) => reply,
+            Ok(Outcome::Done(reply)) => reply.map(|reply| (reply, None)),
+            Ok(Outcome::Hand(reply, file)) => Some((reply, Some(file))),
             Ok(Outcome::Refused(reply, error)) => {
                 observer.refused(&error);
-                Some(reply)
+                Some((reply, None))
             }
             Ok(Outcome::Close(error)) => break error.into(),
             Err(end) => break end,
         };
-        if let Some(reply) = reply
-            && let Err(end) = write_reply(stream, &reply)
+        if let Some((reply, file)) = reply
+            && let Err(end) = write_reply(stream, &reply, file.as_ref())
         {
             break end;
         }
@@ -181,12 +183,17 @@ fn receive(stream: &UnixStream, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> Res
     Ok(received.bytes)
 }
 
-fn write_reply(stream: &UnixStream, reply: &[u8]) -> Result<(), End> {
+/// The file goes with the first byte.
+fn write_reply(stream: &UnixStream, reply: &[u8], mut file: Option<&OwnedFd>) -> Result<(), End> {
     let deadline = Instant::now() + PATIENCE;
     let mut rest = reply;
     while !rest.is_empty() {
-        match rustix::io::retry_on_intr(|| send(stream, rest, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)) {
-            Ok(n) => rest = rest.get(n..).unwrap_or_default(),
+        let sent = rustix::io::retry_on_intr(|| send_some(stream, rest, file));
+        match sent {
+            Ok(n) => {
+                file = file.filter(|_| n == 0);
+                rest = rest.get(n..).unwrap_or_default();
+            }
             Err(Errno::AGAIN) => {
                 if !wait(stream, PollFlags::OUT, Some(deadline))? {
                     return Err(End::TimedOut("taking an answer"));
@@ -196,6 +203,18 @@ fn write_reply(stream: &UnixStream, reply: &[u8]) -> Result<(), End> {
         }
     }
     Ok(())
+}
+
+fn send_some(stream: &UnixStream, bytes: &[u8], file: Option<&OwnedFd>) -> Result<usize, Errno> {
+    let fds = file.map(|file| [file.as_fd()]);
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if let Some(fds) = &fds {
+        // There is room for one.
+        control.push(SendAncillaryMessage::ScmRights(fds));
+    }
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    sendmsg(stream, &[IoSlice::new(bytes)], &mut control, flags)
 }
 
 /// Waits until the socket is ready; false when the deadline passed first.

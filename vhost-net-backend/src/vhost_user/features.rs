@@ -72,7 +72,7 @@ const PROTOCOL: [(Protocol, &str, Option<&str>); 12] = [
     (Protocol::MTU, "NET_MTU", None),
     (Protocol::BACKEND_REQ, "BACKEND_REQ", Some("there is nothing to ask the front end")),
     (Protocol::CONFIG, "CONFIG", None),
-    (Protocol::INFLIGHT_SHMFD, "INFLIGHT_SHMFD", Some("not supported")),
+    (Protocol::INFLIGHT_SHMFD, "INFLIGHT_SHMFD", None),
     (Protocol::RESET_DEVICE, "RESET_DEVICE", None),
     (Protocol::CONFIGURE_MEM_SLOTS, "CONFIGURE_MEM_SLOTS", None),
     (Protocol::STATUS, "STATUS", Some("rings say all that is needed")),
@@ -134,7 +134,7 @@ mod tests {
         let bits = |list: &[u32]| list.iter().fold(0_u64, |all, bit| all | 1 << bit);
         assert_eq!(offered(false), bits(&base));
         assert_eq!(offered(true), bits(&base) | bits(&[54, 55, 56]));
-        assert_eq!(offered_protocol(), bits(&[0, 3, 4, 9, 13, 15]));
+        assert_eq!(offered_protocol(), bits(&[0, 3, 4, 9, 12, 13, 15]));
     }
 
     #[test]

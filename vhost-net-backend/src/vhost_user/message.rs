@@ -4,8 +4,8 @@
 //! trusts a number from the front end beyond the bytes that came with it.
 
 use vhost::vhost_user::message::{
-    FrontendReq, VhostUserConfig, VhostUserHeaderFlag, VhostUserMemory, VhostUserMemoryRegion,
-    VhostUserSingleMemoryRegion, VhostUserVringAddr, VhostUserVringState,
+    FrontendReq, VhostUserConfig, VhostUserHeaderFlag, VhostUserInflight, VhostUserMemory,
+    VhostUserMemoryRegion, VhostUserSingleMemoryRegion, VhostUserVringAddr, VhostUserVringState,
 };
 use vm_memory::ByteValued;
 
@@ -106,6 +106,27 @@ impl From<VhostUserMemoryRegion> for Region {
     }
 }
 
+/// The area of chains in flight as GET_INFLIGHT_FD and SET_INFLIGHT_FD describe it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Inflight {
+    /// Bytes of the area.
+    pub size: u64,
+    /// Where it starts in the file.
+    pub offset: u64,
+    /// Vrings.
+    pub rings: u16,
+    /// Entries of each, at most.
+    pub entries: u16,
+}
+
+impl Inflight {
+    /// As the payload of an answer.
+    #[must_use]
+    pub fn payload(self) -> Vec<u8> {
+        VhostUserInflight::new(self.size, self.offset, self.rings, self.entries).as_slice().to_vec()
+    }
+}
+
 /// SET_VRING_ADDR without its index: the front end's own addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingAddresses {
@@ -147,6 +168,8 @@ pub enum Request {
     SetBackendReqFd,
     GetConfig { offset: u32, size: u32, flags: u32 },
     SetConfig,
+    GetInflightFd(Inflight),
+    SetInflightFd(Inflight),
 }
 
 impl Request {
@@ -164,7 +187,7 @@ impl Request {
     pub fn fds(&self) -> (usize, usize) {
         match self {
             Self::SetMemTable(regions) => (regions.len(), regions.len()),
-            Self::AddMemReg(_) | Self::SetBackendReqFd => (1, 1),
+            Self::AddMemReg(_) | Self::SetBackendReqFd | Self::SetInflightFd(_) => (1, 1),
             // Older front ends send the region's file along.
             Self::RemMemReg(_) => (0, 1),
             Self::SetVringKick { fd, .. } | Self::SetVringCall { fd, .. } | Self::SetVringErr { fd, .. } => {
@@ -186,7 +209,8 @@ impl Request {
             | Self::GetQueueNum
             | Self::NetSetMtu(_)
             | Self::GetConfig { .. }
-            | Self::SetConfig => (0, 0),
+            | Self::SetConfig
+            | Self::GetInflightFd(_) => (0, 0),
         }
     }
 }
@@ -217,6 +241,8 @@ impl Payload<'_> {
             FrontendReq::SET_BACKEND_REQ_FD => self.none(Request::SetBackendReqFd)?,
             FrontendReq::GET_CONFIG => self.config()?,
             FrontendReq::SET_CONFIG => Request::SetConfig,
+            FrontendReq::GET_INFLIGHT_FD => Request::GetInflightFd(self.inflight()?),
+            FrontendReq::SET_INFLIGHT_FD => Request::SetInflightFd(self.inflight()?),
             FrontendReq::SET_VRING_NUM => self.state(|index, num| Request::SetVringNum { index, num })?,
             FrontendReq::SET_VRING_ADDR => self.addresses()?,
             FrontendReq::SET_VRING_BASE => self.state(|index, base| Request::SetVringBase { index, base })?,
@@ -237,8 +263,6 @@ impl Payload<'_> {
             | FrontendReq::POSTCOPY_ADVISE
             | FrontendReq::POSTCOPY_LISTEN
             | FrontendReq::POSTCOPY_END
-            | FrontendReq::GET_INFLIGHT_FD
-            | FrontendReq::SET_INFLIGHT_FD
             | FrontendReq::GPU_SET_SOCKET
             | FrontendReq::VRING_KICK
             | FrontendReq::SET_STATUS
@@ -248,6 +272,17 @@ impl Payload<'_> {
             | FrontendReq::CHECK_DEVICE_STATE
             | FrontendReq::GET_SHMEM_CONFIG => return Err(SessionError::NotOffered(self.request)),
         })
+    }
+
+    /// 20 bytes by the specification; front ends send their structure, which the compiler pads to 24.
+    fn inflight(self) -> Result<Inflight, SessionError> {
+        let mut bytes = self.bytes.to_vec();
+        if bytes.len() == 20 {
+            bytes.resize(size_of::<VhostUserInflight>(), 0);
+        }
+        let raw: VhostUserInflight = read(&bytes).ok_or_else(|| self.wrong_size())?;
+        let (size, offset, rings, entries) = (raw.mmap_size, raw.mmap_offset, raw.num_queues, raw.queue_size);
+        Ok(Inflight { size, offset, rings, entries })
     }
 
     fn addresses(self) -> Result<Request, SessionError> {

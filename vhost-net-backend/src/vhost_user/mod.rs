@@ -9,7 +9,8 @@
 //! - [`message`]: bytes to requests, answers to bytes. Sizes are checked before anything is used.
 //! - [`features`]: what is offered, what was accepted, and why the rest was not.
 //! - [`session`]: the state of one front end, and which message goes where.
-//! - `memory`, `rings`, `config`: the messages about guest memory, vrings and the configuration space; `owners` keeps
+//! - `memory`, `rings`, `config`, `inflight`: the messages about guest memory, vrings, the configuration space and chains
+//!   in flight; `owners` keeps
 //!   one tenant from mapping the memory of another.
 //!
 //! # Rules
@@ -29,6 +30,7 @@ mod config;
 mod connection;
 mod dial;
 mod eventfd;
+mod inflight;
 mod memory;
 mod owners;
 mod rings;

@@ -494,9 +494,7 @@ fn unknown_requests_and_features_that_are_not_offered() {
         assert_eq!(negotiated().raw(code, true, vec![], vec![]), NACK, "{code}");
         assert_eq!(negotiated().raw(code, false, vec![], vec![]), Hear::Close, "{code}");
     }
-    for request in
-        [R::SET_LOG_BASE, R::SET_INFLIGHT_FD, R::IOTLB_MSG, R::SEND_RARP, R::SET_STATUS, R::SET_CONFIG]
-    {
+    for request in [R::SET_LOG_BASE, R::IOTLB_MSG, R::SEND_RARP, R::SET_STATUS, R::SET_CONFIG] {
         assert_eq!(negotiated().raw(request.into(), true, vec![0; 16], vec![]), NACK, "{request:?}");
     }
     // Without REPLY_ACK nobody waits for an acknowledgement.

@@ -16,7 +16,7 @@ use crate::port::Device;
 use crate::vring::RingSetup;
 
 /// Largest vring, entries (virtio 1.2, section 2.7).
-const MAX_SIZE: u32 = 32768;
+pub(super) const MAX_SIZE: u32 = 32768;
 
 /// What the front end said about one vring.
 #[derive(Debug, Default)]
@@ -220,8 +220,10 @@ impl Session {
         let kick = copy(Some(ring.kick.as_ref().ok_or(SessionError::Missing("kick", index))?))?;
         let (call, err) = (copy(ring.call.as_ref())?, copy(ring.err.as_ref())?);
         let (base, memory) = (ring.base, self.memory.clone());
+        let inflight = self.inflight.as_ref().and_then(|area| area.ring(index, size));
+        let state = None;
         let setup =
-            RingSetup { size, desc, avail, used, base, memory, features, kick, call, err, state: None };
+            RingSetup { size, desc, avail, used, base, memory, features, kick, call, err, state, inflight };
         device.start(index, setup, self.is_enabled(index))?;
         self.ring(index)?.running = true;
         Ok(())

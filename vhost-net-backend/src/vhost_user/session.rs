@@ -9,7 +9,7 @@ use super::features::{self, PROTOCOL_FEATURES};
 use super::message::{Header, Message, Region, Request};
 use super::owners::{Claim, MemoryOwners};
 use super::rings::Ring;
-use crate::guest_memory::{GuestMemory, MAX_REGIONS};
+use crate::guest_memory::{GuestMemory, InflightArea, MAX_REGIONS};
 use crate::port::{Device, Negotiated};
 use vhost::vhost_user::VhostUserProtocolFeatures as Protocol;
 
@@ -35,6 +35,8 @@ pub struct SessionConfig {
 pub enum Outcome {
     /// Done; send this, if anything.
     Done(Option<Vec<u8>>),
+    /// Done; send this with the file.
+    Hand(Vec<u8>, OwnedFd),
     /// Refused; tell the front end by sending this, and go on.
     Refused(Vec<u8>, SessionError),
     /// Refused, and the front end cannot be told: close the connection.
@@ -47,6 +49,8 @@ pub(super) enum Answer {
     Ack,
     /// This payload, always.
     Payload(Vec<u8>),
+    /// This payload and a file, always.
+    File(Vec<u8>, OwnedFd),
 }
 
 /// One front end's state.
@@ -62,6 +66,8 @@ pub struct Session {
     pub(super) claims: Vec<(Region, Claim)>,
     pub(super) owners: Arc<MemoryOwners>,
     pub(super) tenant: Arc<str>,
+    /// Where the front end keeps what is in flight.
+    pub(super) inflight: Option<InflightArea>,
     mtu: Option<u16>,
     owned: bool,
     told: Negotiated,
@@ -85,6 +91,7 @@ impl Session {
             claims: Vec::new(),
             owners,
             tenant,
+            inflight: None,
             mtu: None,
             owned: false,
             told: Negotiated::default(),
@@ -106,6 +113,7 @@ impl Session {
         let ack = header.need_reply && (acks_before || self.acks());
         match done {
             Ok(Answer::Payload(payload)) => Outcome::Done(Some(header.reply(&payload))),
+            Ok(Answer::File(payload, file)) => Outcome::Hand(header.reply(&payload), file),
             Ok(Answer::Ack) => Outcome::Done(ack.then(|| acknowledge(header, 0))),
             // A failed acknowledgement would be taken for the answer.
             Err(error) if ack && !answers => Outcome::Refused(acknowledge(header, 1), error),
@@ -156,6 +164,8 @@ impl Session {
             Request::GetVringBase { index } => return self.get_vring_base(index, device),
             Request::GetConfig { offset, size, flags } => return Ok(self.get_config(offset, size, flags)),
             Request::SetConfig => return Err(SessionError::ReadOnlyConfig),
+            Request::GetInflightFd(wanted) => return self.get_inflight_fd(wanted),
+            Request::SetInflightFd(area) => self.set_inflight_fd(area, fds)?,
             Request::SetFeatures(bits) => self.set_features(bits, device)?,
             Request::SetProtocolFeatures(bits) => self.set_protocol_features(bits)?,
             Request::SetOwner => self.set_owner()?,
@@ -310,5 +320,6 @@ fn has_answer(request: &Request) -> bool {
             | Request::GetMaxMemSlots
             | Request::GetVringBase { .. }
             | Request::GetConfig { .. }
+            | Request::GetInflightFd(_)
     )
 }

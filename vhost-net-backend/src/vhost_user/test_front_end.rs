@@ -113,6 +113,8 @@ impl Device for Recorder {
 pub(super) struct FrontEnd {
     pub(super) session: Session,
     pub(super) device: Recorder,
+    /// The last file that came with an answer.
+    pub(super) handed: Option<OwnedFd>,
     memory: OwnedFd,
 }
 
@@ -121,7 +123,7 @@ impl FrontEnd {
         let config = SessionConfig { mac: [2, 0, 0, 0, 0, 1], mtu: 9000, pairs, uso: false };
         let memory = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&memory, MEMORY).unwrap();
-        Self { session: Session::new(config), device: Recorder::default(), memory }
+        Self { session: Session::new(config), device: Recorder::default(), handed: None, memory }
     }
 
     /// Says it and returns the answer; `need_reply` asks for an acknowledgement.
@@ -137,6 +139,10 @@ impl FrontEnd {
         let reply = match self.session.handle(&message, fds, &mut self.device) {
             Outcome::Done(None) => return Hear::Quiet,
             Outcome::Done(Some(reply)) | Outcome::Refused(reply, _) => reply,
+            Outcome::Hand(reply, file) => {
+                self.handed = Some(file);
+                reply
+            }
             Outcome::Close(_) => return Hear::Close,
         };
         let payload = reply.get(HEADER_LEN..).unwrap();

@@ -23,7 +23,7 @@ mod tx;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::guest_memory::GuestMemory;
+use crate::guest_memory::{GuestMemory, InflightRing};
 use crate::ring_state::{RingPlace, RingState};
 
 pub use chain::{Burst, Frame};
@@ -61,6 +61,8 @@ pub struct RingSetup {
     pub err: Option<OwnedFd>,
     /// Where the vring's progress is kept for the next daemon; the device fills it in.
     pub state: Option<RingState>,
+    /// The front end's record of what is in flight (INFLIGHT_SHMFD), if it keeps one.
+    pub inflight: Option<InflightRing>,
 }
 
 impl RingSetup {

@@ -117,6 +117,7 @@ impl RxRing {
         for chain in taken {
             let len = chain.capacity.min(left);
             left -= len;
+            ring.note_popped(chain.head);
             ring.put_used(chain.head, len);
         }
         batches.note(worker, ring.written());

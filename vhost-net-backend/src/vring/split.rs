@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use super::{PortFault, RingError, RingSetup, notify};
-use crate::guest_memory::RingMemory;
+use crate::guest_memory::{InflightRing, RingMemory};
 use crate::ring_state::{Indices, Resume, RingState};
 use crate::sys;
 
@@ -22,6 +22,8 @@ pub struct SplitRing {
     lag: u16,
     /// Where that is written down for the next daemon.
     state: Option<RingState>,
+    /// Where the front end keeps what is in flight.
+    inflight: Option<InflightRing>,
     event_idx: bool,
     kick: Option<OwnedFd>,
     call: Option<OwnedFd>,
@@ -37,25 +39,56 @@ impl SplitRing {
     pub fn new(setup: &mut RingSetup) -> Result<(Self, u64), RingError> {
         let memory = RingMemory::new(&setup.memory, setup.size, setup.desc, setup.avail, setup.used)?;
         let next_used = memory.used_idx();
+        let mut inflight = setup.inflight.take();
+        let popped = inflight.as_mut().map(|inflight| inflight.recover(next_used));
+        // What the front end kept says more than its base: with it the avail index counts from the used index.
+        let base = popped.as_ref().map_or(setup.base, |_| next_used);
         let resume = match &setup.state {
-            Some(state) => state.take_over(&setup.place(), setup.base, next_used),
-            None => Resume { avail: setup.base, ..Resume::default() },
+            Some(state) => state.take_over(&setup.place(), base, next_used),
+            None => Resume { avail: base, ..Resume::default() },
         };
-        let ring = Self {
+        let mut ring = Self {
             memory,
             next_avail: resume.avail,
             next_used,
             published: next_used,
             lag: resume.avail.wrapping_sub(next_used),
             state: setup.state.take(),
+            inflight,
             event_idx: setup.has(VIRTIO_RING_F_EVENT_IDX),
             kick: setup.kick.take(),
             call: setup.call.take(),
             err: setup.err.take(),
         };
+        if !resume.recorded {
+            ring.give_back_strangers(&popped.unwrap_or_default());
+        }
         // Whoever had the ring before may have died between showing used entries and signalling them.
         ring.ring_call();
         Ok((ring, resume.sent))
+    }
+
+    /// Chains in flight of a back end that completes out of order: what the avail ring has behind the used index is not
+    /// what it popped. They go back empty, each once; we go on behind them. Our own are simply popped again.
+    fn give_back_strangers(&mut self, popped: &[u16]) {
+        let ours = |(i, head): (u16, &u16)| self.memory.avail_head(self.next_avail.wrapping_add(i)) == *head;
+        if (0..).zip(popped).all(ours) {
+            return;
+        }
+        for head in popped {
+            self.put_used(*head, 0);
+            self.inflight.iter().for_each(|inflight| inflight.returning(*head));
+        }
+        self.next_avail = self.next_avail.wrapping_add(u16::try_from(popped.len()).unwrap_or(0));
+        self.show(self.written());
+    }
+
+    /// Notes that the front end's record has this head in flight.
+    #[inline]
+    pub(super) fn note_popped(&mut self, head: u16) {
+        if let Some(inflight) = &mut self.inflight {
+            inflight.popped(head);
+        }
     }
 
     /// Entries.
@@ -119,6 +152,7 @@ impl SplitRing {
     pub(super) fn give_back(&mut self) {
         let head = self.memory.avail_head(self.next_avail);
         self.next_avail = self.next_avail.wrapping_add(1);
+        self.note_popped(head);
         self.put_used(head, 0);
     }
 
@@ -131,6 +165,16 @@ impl SplitRing {
     /// Shows the guest the used entries before `index`, and signals if it wants that (virtio 1.3, section 2.7.10).
     #[inline]
     pub(super) fn publish(&mut self, index: u16) {
+        if let Some(inflight) = &self.inflight {
+            let first = self.shown_base();
+            let heads = (0..index.wrapping_sub(self.published)).map(|i| first.wrapping_add(i));
+            heads.for_each(|at| inflight.returning(self.memory.avail_head(at)));
+        }
+        self.show(index);
+    }
+
+    #[inline]
+    fn show(&mut self, index: u16) {
         let old = std::mem::replace(&mut self.published, index);
         if old == index {
             return;
@@ -140,7 +184,11 @@ impl SplitRing {
             // Before the guest can see it: a kill in between leaves both, and the used index says which is true.
             state.showing(at(old), at(index));
         }
-        if notify::show(&self.memory, self.event_idx, old, index) {
+        let signal = notify::show(&self.memory, self.event_idx, old, index);
+        if let Some(inflight) = &self.inflight {
+            inflight.returned(index.wrapping_sub(old), index);
+        }
+        if signal {
             self.ring_call();
         }
     }

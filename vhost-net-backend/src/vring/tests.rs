@@ -12,7 +12,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use super::*;
 use crate::demo_guest::ring::{DriverRing, Layout, Segment};
 use crate::demo_guest::{Ram, ram};
-use crate::guest_memory::RegionSpec;
+use crate::guest_memory::{InflightArea, RegionSpec};
 use crate::ring_state::NicState;
 
 pub(crate) const VERSION_1: u64 = 1 << 32;
@@ -59,6 +59,7 @@ impl Bench {
             call,
             err: None,
             state: None,
+            inflight: None,
         }
     }
 
@@ -441,6 +442,54 @@ fn a_kill_at_any_point_returns_every_head_once() {
     }
 }
 
+/// No record of ours and a base that is wrong: the front end's file alone says where to go on.
+#[test]
+fn the_front_ends_file_is_enough() {
+    let mut bench = Bench::new(16, VERSION_1, false);
+    let file = InflightArea::create(1, 16).unwrap();
+    let area = InflightArea::map(&file, 0, InflightArea::bytes(1, 16), 1, 16).unwrap();
+    let start = |bench: &Bench, base| {
+        let mut setup = bench.setup(base, None);
+        setup.inflight = area.ring(0, 16);
+        TxRing::new(&mut setup).unwrap()
+    };
+    let mut heads = Vec::new();
+    let mut offer = |bench: &mut Bench| {
+        for i in 0..3 {
+            heads.extend(bench.driver.add(&[Segment { addr: BUFFERS + i * 64, len: 64 }], false).unwrap());
+        }
+        bench.driver.publish().unwrap();
+    };
+    offer(&mut bench);
+    let mut ring = start(&bench, 0);
+    let memory = Arc::clone(&bench.memory);
+    let mut burst = Burst::default();
+    ring.pop_burst(&memory, &mut burst).unwrap();
+    ring.complete(&burst);
+    offer(&mut bench);
+    ring.pop_burst(&memory, &mut Burst::default()).unwrap();
+    assert_eq!(area.ring(0, 16).unwrap().recover(3), heads[3..]);
+    for stale in [0, 6, 9] {
+        assert_eq!(start(&bench, stale).ring().base(), 3, "popped and not given back: again");
+    }
+    // Another back end gave the second and third back first: what it still has is not what follows in the avail ring.
+    let mut foreign = area.ring(0, 16).unwrap();
+    let _ = foreign.recover(3);
+    [1, 2].into_iter().for_each(|i| foreign.returning(heads[3 + i]));
+    let used = GuestAddress(bench.layout.used);
+    for (slot, head) in [(3, heads[4]), (4, heads[5])] {
+        let at = GuestAddress(used.0 + 4 + 8 * slot);
+        bench.ram.memory().write_obj([u32::from(head), 0], at).unwrap();
+    }
+    bench.ram.memory().write_obj(5_u16, GuestAddress(used.0 + 2)).unwrap();
+    foreign.returned(2, 5);
+    let mut ring = start(&bench, 0);
+    assert_eq!(ring.ring().base(), 6);
+    let back: Vec<_> = std::iter::from_fn(|| bench.driver.pop_used().unwrap()).map(|u| u.head).collect();
+    assert_eq!(back, [heads[0], heads[1], heads[2], heads[4], heads[5], heads[3]], "each head once");
+    assert_eq!(area.ring(0, 16).unwrap().recover(6), [0_u16; 0]);
+}
+
 #[test]
 fn receive_buffers_that_were_not_shown_are_filled_again() {
     let mut bench = Bench::new(16, VERSION_1 | MERGE, false);
@@ -734,6 +783,7 @@ fn a_buffer_over_two_regions_is_one_or_none() {
         call: None,
         err: None,
         state: None,
+        inflight: None,
     };
     let mut ring = TxRing::new(&mut { setup }).unwrap();
     let words = [(1_u64 << 20) - 32, 64];

@@ -122,6 +122,7 @@ impl TxRing {
                 break;
             }
             self.ring.next_avail = self.ring.next_avail.wrapping_add(1);
+            self.ring.note_popped(head);
         }
         for frame in &burst.frames {
             self.unmark(frame.head);

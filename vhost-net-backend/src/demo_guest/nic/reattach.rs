@@ -4,10 +4,13 @@ use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
 use vhost::VhostBackend as _;
+use vhost::vhost_user::VhostUserFrontend as _;
+use vhost::vhost_user::message::{VhostUserInflight, VhostUserProtocolFeatures};
 use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
 
 use super::{FakeNic, SOCKET, Vring};
 use crate::demo_guest::{FrontEnd, GuestError};
+use crate::vhost_user::message::Inflight;
 
 /// Which VMM it is like: in the order of its messages, and in what it believes about the vrings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,8 +48,27 @@ impl FakeNic {
                 self.front_end.raw().set_vring_num(index, size)?;
             }
         }
+        if let Some((area, file)) = &self.inflight {
+            let area = VhostUserInflight::new(area.size, area.offset, area.rings, area.entries);
+            self.front_end.raw().set_inflight_fd(&area, file.as_raw_fd())?;
+        }
         (0..count).try_for_each(|index| self.replay(index, replay))?;
         (0..count).try_for_each(|index| self.front_end.enable(index, true))
+    }
+
+    /// Asks the first daemon for the file that says what it has in flight, and gives it back at once, as every VMM does.
+    pub(super) fn ask_inflight(&mut self) -> Result<(), GuestError> {
+        if !self.front_end.protocol().contains(VhostUserProtocolFeatures::INFLIGHT_SHMFD) {
+            return Ok(());
+        }
+        let rings = u16::try_from(self.rx.len() + self.tx.len()).unwrap_or(u16::MAX);
+        let wanted = VhostUserInflight::new(0, 0, rings, self.options.ring_size);
+        let (area, file) = self.front_end.raw().get_inflight_fd(&wanted)?;
+        self.front_end.raw().set_inflight_fd(&area, file.as_raw_fd())?;
+        let (size, offset) = (area.mmap_size, area.mmap_offset);
+        let area = Inflight { size, offset, rings: area.num_queues, entries: area.queue_size };
+        self.inflight = Some((area, file));
+        Ok(())
     }
 
     fn vring(&self, index: usize) -> Option<&Vring> {
