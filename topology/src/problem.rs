@@ -72,7 +72,9 @@ impl Problems {
         let tail = if more > 0 { format!("{end} (and {more} more that are not shown)") } else { end };
         out.push_str(&renderer.render(&[Group::with_title(Level::ERROR.primary_title(tail))]));
         out.push('\n');
-        out
+        // The renderer shows the control characters of ASCII as pictures, and leaves those above: U+009B starts what a
+        // terminal obeys, as ESC does.
+        out.replace(|c: char| ('\u{80}'..='\u{9f}').contains(&c), "\u{fffd}")
     }
 
     fn group<'p>(&'p self, problem: &'p Problem) -> Group<'p> {

@@ -88,6 +88,9 @@ fn report_shows_no_control_characters() {
     let problems = topology::parse("a\u{1b}b", text).expect_err("bad names");
     assert_eq!(problems.items.len(), 4);
     assert!(!problems.render(false).contains('\u{1b}'), "{}", problems.render(false));
+    // The control characters above ASCII, in the line that is quoted.
+    let problems = topology::parse("a", "version = \u{9b}31m\u{81}\n").expect_err("no number");
+    assert!(!problems.render(false).contains(['\u{81}', '\u{9b}']), "{:?}", problems.render(false));
 }
 
 proptest! {
