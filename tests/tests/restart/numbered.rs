@@ -96,13 +96,14 @@ impl Flow {
 
     /// How many frames may be sent now.
     pub(crate) fn room(&self) -> u64 {
-        let log = self.log();
+        let mut log = self.log();
         let since = self.given_up.load(Ordering::SeqCst).max(log.next);
         let under_way = self.sent().saturating_sub(since);
         let room = self.window.map_or(1, |window| window.saturating_sub(under_way));
         if room == 0 && log.moved.is_some_and(|moved| moved.elapsed() > STALL) {
             // A whole window was lost: go on behind it.
             self.given_up.store(self.sent(), Ordering::SeqCst);
+            log.moved = Some(Instant::now());
         }
         room
     }
