@@ -64,6 +64,16 @@ pub fn frames(file: &Path, filter: &str) -> Result<Vec<String>> {
     Ok(process::output(&mut tshark)?.lines().map(str::to_owned).collect())
 }
 
+/// When each frame of a capture that matches a display filter was seen, seconds since 1970.
+///
+/// # Errors
+/// When tshark fails.
+pub fn times(file: &Path, filter: &str) -> Result<Vec<f64>> {
+    let mut tshark = Command::new("tshark");
+    tshark.arg("-n").arg("-r").arg(file).args(["-Y", filter, "-T", "fields", "-e", "frame.time_epoch"]);
+    Ok(process::output(&mut tshark)?.lines().filter_map(|line| line.trim().parse().ok()).collect())
+}
+
 /// Frames with a wrong checksum in any layer.
 ///
 /// # Errors

@@ -30,6 +30,7 @@ mod models;
 pub mod port;
 pub mod ring_state;
 pub mod sandbox;
+mod seats;
 pub mod sys;
 pub mod uplink;
 pub mod vhost_user;

@@ -7,9 +7,10 @@ use router::{DropReason, OffloadCaps, PortId, VnetHeader};
 use serde::{Deserialize, Serialize};
 
 use crate::egress::Egress;
-use crate::guest_memory::{GuestMemory, GuestSlice};
+use crate::guest_memory::{DirtyLog, GuestMemory, GuestSlice};
+use crate::seats::Seats;
 use crate::vhost_user::Hangup;
-use crate::vring::{PortFault, RingError, RingSetup, RxRing};
+use crate::vring::{PortFault, RingError, RingLog, RingSetup, RxRing};
 
 /// What a vhost-user session asks of the rest of the daemon. The packet path implements it for real ports, tests with a list.
 pub trait Device {
@@ -22,6 +23,9 @@ pub trait Device {
     /// Stops it after the running burst; returns the next avail index, `None` if it did not run.
     fn stop(&mut self, index: usize) -> Option<u16>;
 
+    /// None of its vrings is started any more: those of another front end may run.
+    fn idle(&mut self);
+
     /// Enables or disables a started vring; returns after the running burst.
     fn enable(&mut self, index: usize, enabled: bool);
 
@@ -31,6 +35,12 @@ pub trait Device {
 
     /// Replaces the call eventfd of a started vring.
     fn set_call(&mut self, index: usize, call: Option<OwnedFd>);
+
+    /// Changes what a started vring marks in the dirty log; returns after the running burst.
+    fn set_log(&mut self, index: usize, log: RingLog);
+
+    /// The guest has come from another VMM, and cannot say so itself.
+    fn announce(&mut self);
 
     /// Tells everybody what was negotiated (control, offload matrix), after each change.
     fn status(&mut self, status: &Negotiated);
@@ -65,12 +75,18 @@ pub struct Peer {
 pub struct PortStatus {
     /// The connected VMM, if any.
     pub peer: Option<Peer>,
-    /// What it negotiated.
+    /// A second VMM, which takes over when the first has stopped its vrings: the guest migrates.
+    #[serde(default)]
+    pub successor: Option<Peer>,
+    /// What the first negotiated.
     pub negotiated: Negotiated,
     /// Vrings started and enabled, by index.
     pub rings: Vec<RingStatus>,
     /// Connections since the start.
     pub connects: u64,
+    /// Times that a front end said for its guest that it had moved.
+    #[serde(default)]
+    pub announces: u64,
     /// Times that the port was shut because of a fault, and the last one.
     pub faults: u64,
     /// Why the last connection ended or the last message was refused.
@@ -99,6 +115,8 @@ pub struct PortShared {
     pub is_uplink: bool,
     /// Control's view.
     pub status: Mutex<PortStatus>,
+    /// Its front ends: taken by their sessions' threads, before `status` and `link`.
+    pub(crate) seats: Mutex<Seats>,
     /// The connected VMM, to be hung up on when a ring or its memory is at fault.
     link: Mutex<Link>,
     /// Receive vrings, by queue pair.
@@ -110,6 +128,7 @@ pub struct PortShared {
 struct Link {
     hangup: Option<Hangup>,
     memory: Weak<GuestMemory>,
+    log: Weak<DirtyLog>,
 }
 
 /// All ports, by [`PortId`].
@@ -120,7 +139,15 @@ impl PortShared {
     #[must_use]
     pub fn new(id: PortId, name: String, pairs: Option<u16>) -> Self {
         let rx = (0..pairs.unwrap_or(0)).map(|_| Mutex::new(None)).collect();
-        Self { id, name, is_uplink: pairs.is_none(), status: Mutex::default(), link: Mutex::default(), rx }
+        Self {
+            id,
+            name,
+            is_uplink: pairs.is_none(),
+            status: Mutex::default(),
+            seats: Mutex::default(),
+            link: Mutex::default(),
+            rx,
+        }
     }
 
     /// The receive vring that `worker` puts its frames into: its own where there is one for each worker, else the next
@@ -154,7 +181,7 @@ impl PortShared {
 
     /// A VMM came (or went, without `hangup`).
     pub fn set_hangup(&self, hangup: Option<Hangup>) {
-        *lock(&self.link) = Link { hangup, memory: Weak::new() };
+        *lock(&self.link) = Link { hangup, ..Link::default() };
     }
 
     /// The guest's memory is this from now on.
@@ -162,13 +189,21 @@ impl PortShared {
         lock(&self.link).memory = Arc::downgrade(memory);
     }
 
-    /// Whether the connected guest's memory lost a page; said once.
+    /// A vring marks the pages that it writes like this from now on.
+    pub fn set_log(&self, log: &RingLog) {
+        if let Some(bitmap) = log.buffers.as_ref().or(log.used.as_ref().map(|(bitmap, _)| bitmap)) {
+            lock(&self.link).log = Arc::downgrade(bitmap);
+        }
+    }
+
+    /// Whether the connected guest's memory, or its dirty log, lost a page; said once.
     #[must_use]
     pub fn lost_memory(&self) -> bool {
         let mut link = lock(&self.link);
-        let lost = link.memory.upgrade().is_some_and(|memory| memory.is_dead());
+        let lost = link.memory.upgrade().is_some_and(|memory| memory.is_dead())
+            || link.log.upgrade().is_some_and(|log| log.is_dead());
         if lost {
-            link.memory = Weak::new();
+            (link.memory, link.log) = (Weak::new(), Weak::new());
         }
         lost
     }

@@ -31,7 +31,7 @@ use crate::guest_memory;
 use crate::health::Health;
 use crate::port::PortTable;
 use crate::uplink::{Tap, UplinkEvent, keeper};
-use crate::vring::PortFault;
+use crate::vring::{PortFault, RingLog};
 use source::{Source, Sources};
 
 /// How long a worker goes on polling after the last frame, before it sleeps.
@@ -85,6 +85,17 @@ pub enum Command {
         pair: usize,
         /// The new one.
         call: Option<OwnedFd>,
+    },
+    /// A transmit vring marks its used ring like this from now on.
+    SetLog {
+        /// Whose.
+        port: PortId,
+        /// Queue pair.
+        pair: usize,
+        /// What to mark.
+        log: RingLog,
+        /// Answered after the running burst.
+        reply: Sender<()>,
     },
     /// An uplink's queue comes (again).
     Uplink {
@@ -362,6 +373,12 @@ impl Worker {
                 if let Some(Source::Guest(queue)) = self.sources.find(port, pair).map(|e| &mut e.source) {
                     queue.ring.ring().set_call(call);
                 }
+            }
+            Command::SetLog { port, pair, log, reply } => {
+                if let Some(Source::Guest(queue)) = self.sources.find(port, pair).map(|e| &mut e.source) {
+                    queue.ring.ring().set_log(&log);
+                }
+                let _ = reply.send(());
             }
             Command::Sync(reply) => drop(reply.send(())),
             Command::Uplink { port, tap } => self.start_uplink(port, tap),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost_net_backend::guest_memory::{GuestMemory, RegionSpec};
-use vhost_net_backend::vring::RingSetup;
+use vhost_net_backend::vring::{RingLog, RingSetup};
 
 /// The front end's own addresses are these much above guest-physical ones.
 pub const USER: u64 = 0x7000_0000;
@@ -165,6 +165,7 @@ impl Driver {
             err: None,
             state: None,
             inflight: None,
+            log: RingLog::default(),
         }
     }
 

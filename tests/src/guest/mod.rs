@@ -1,6 +1,8 @@
 //! A Linux guest under QEMU, driven by a shell on a virtio-serial port.
 
+pub mod migration;
 pub mod qemu;
+pub mod qmp;
 pub mod shell;
 
 use std::os::unix::net::UnixListener;
@@ -28,9 +30,11 @@ const COMMAND: Duration = Duration::from_secs(20);
 /// Prints what [`Guest::capture`] has written; options and a filter may follow.
 pub const READ_CAPTURE: &str = "tcpdump -n -Z root -r /tmp/capture";
 
-/// In the guest's folder: the socket of its shell, and what its kernel prints on the serial console.
+/// In the guest's folder: the socket of its shell, and for each QEMU what the kernel prints on the serial console and
+/// the control socket.
 const SHELL: &str = "shell";
 const SERIAL: &str = "serial.log";
+const QMP: &str = "qmp";
 
 /// How a guest is started, beside its scenario.
 #[derive(Clone, Debug, Default)]
@@ -57,6 +61,9 @@ pub struct ShellOutput {
 pub struct Guest {
     name: String,
     line: launch::CommandLine,
+    /// Which QEMU of this guest's runs, and how many there were: each has files of its own.
+    generation: u32,
+    generations: u32,
     listener: UnixListener,
     folder: TempDir,
     process: Process,
@@ -109,8 +116,9 @@ impl Guest {
         let folder = tempfile::Builder::new().prefix("vmrg").tempdir()?;
         let listener = UnixListener::bind(folder.path().join(SHELL))?;
         let line = command_line(scenario, index, run_dir, options, folder.path())?;
-        let (process, shell) = spawn(&name, &line, &listener, folder.path())?;
-        Ok(Self { name, line, listener, folder, process, shell })
+        let whole = with_files(&line, folder.path(), 0);
+        let (process, shell) = spawn(&name, &whole, &listener, folder.path())?;
+        Ok(Self { name, line, generation: 0, generations: 0, listener, folder, process, shell })
     }
 
     /// Waits until the guest's shell answers.
@@ -222,7 +230,8 @@ impl Guest {
     /// When it does not come up.
     pub fn restart(&mut self) -> Result<()> {
         self.kill()?;
-        let (process, shell) = spawn(&self.name, &self.line, &self.listener, self.folder.path())?;
+        let line = self.line_of(self.generation);
+        let (process, shell) = spawn(&self.name, &line, &self.listener, self.folder.path())?;
         (self.process, self.shell) = (process, shell);
         self.wait_ready()
     }
@@ -233,8 +242,17 @@ impl Guest {
         &self.process
     }
 
+    fn line_of(&self, generation: u32) -> launch::CommandLine {
+        with_files(&self.line, self.folder.path(), generation)
+    }
+
+    fn qmp_path(&self, generation: u32) -> PathBuf {
+        self.folder.path().join(format!("{QMP}.{generation}"))
+    }
+
     fn evidence(&self) -> String {
-        let serial = std::fs::read(self.folder.path().join(SERIAL)).unwrap_or_default();
+        let serial = format!("{SERIAL}.{}", self.generation);
+        let serial = std::fs::read(self.folder.path().join(serial)).unwrap_or_default();
         let serial = String::from_utf8_lossy(&serial).into_owned();
         format!("--- serial\n{serial}\n--- shell\n{}\n--- VMM\n{}", self.shell.tail(), self.process.log())
     }
@@ -273,7 +291,7 @@ fn command_line(
     options: &GuestOptions,
     folder: &Path,
 ) -> Result<launch::CommandLine> {
-    let (shell, serial) = (folder.join(SHELL), folder.join(SERIAL));
+    let shell = folder.join(SHELL);
     let image = GuestImage::build(&cache_dir()?, &contents(), &mut |line| println!("{line}"))?;
     let qemu = options.qemu.clone().map_or_else(Qemu::find, Ok)?;
     let mut topology = scenario.topology.clone();
@@ -291,11 +309,19 @@ fn command_line(
     }
     line.extend(launch::qemu(&target, &qemu_options)?.arguments());
     line.push("-nodefaults");
-    line.option("-serial", format!("file:{}", serial.display()));
     line.option("-device", "virtio-serial-pci");
     line.option("-chardev", format!("socket,id=shell,path={}", shell.display()));
     line.option("-device", "virtserialport,chardev=shell,name=shell");
     Ok(line)
+}
+
+/// The line with the files of its own that each QEMU of a guest has.
+fn with_files(line: &launch::CommandLine, folder: &Path, generation: u32) -> launch::CommandLine {
+    let mut line = line.clone();
+    let path = |name: &str| folder.join(format!("{name}.{generation}")).display().to_string();
+    line.option("-serial", format!("file:{}", path(SERIAL)));
+    line.option("-qmp", format!("unix:{},server=on,wait=off", path(QMP)));
+    line
 }
 
 fn kernel_arguments(scenario: &Scenario, index: VmIndex, autoconf: bool) -> Result<String> {

@@ -43,8 +43,10 @@ pub const FEATURES: u64 = 1 << 15 | 1 << 28 | 1 << 30 | 1 << 32;
 pub const EVENT_IDX: u64 = 1 << 29;
 /// VIRTIO_NET_F_CSUM, HOST_TSO4 and HOST_TSO6.
 pub const OFFLOADS: u64 = 1 | 1 << 11 | 1 << 12;
-/// VHOST_USER_PROTOCOL_F_MQ, REPLY_ACK, NET_MTU, CONFIG, RESET_DEVICE, CONFIGURE_MEM_SLOTS.
-pub const PROTOCOL: u64 = 1 | 1 << 3 | 1 << 4 | 1 << 9 | 1 << 13 | 1 << 15;
+/// VHOST_USER_PROTOCOL_F_MQ, LOG_SHMFD, RARP, REPLY_ACK, NET_MTU, CONFIG, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS,
+/// DEVICE_STATE.
+pub const PROTOCOL: u64 =
+    1 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 9 | 1 << 13 | 1 << 15 | 1 << 16 | 1 << 19;
 
 /// One descriptor.
 #[derive(Clone, Copy, Debug)]

@@ -15,6 +15,7 @@ pub mod field;
 pub mod frames;
 pub mod innocents;
 pub mod memory;
+pub mod migration;
 pub mod offloads;
 pub mod packets;
 pub mod protocol;
@@ -82,8 +83,9 @@ impl std::fmt::Display for Wanted {
 
 /// Every case, in the order of the list.
 pub fn cases() -> impl Iterator<Item = &'static Case> {
-    let sections: [&[Case]; 8] = [
+    let sections: [&[Case]; 9] = [
         protocol::CASES,
+        migration::CASES,
         memory::CASES,
         vrings::CASES,
         rings::CASES,

@@ -40,6 +40,9 @@ pub mod request {
     pub const GET_INFLIGHT_FD: u32 = 31;
     pub const SET_INFLIGHT_FD: u32 = 32;
     pub const RESET_DEVICE: u32 = 34;
+    pub const SET_STATUS: u32 = 39;
+    pub const SET_DEVICE_STATE_FD: u32 = 42;
+    pub const CHECK_DEVICE_STATE: u32 = 43;
     pub const GET_MAX_MEM_SLOTS: u32 = 36;
     pub const ADD_MEM_REG: u32 = 37;
     pub const REM_MEM_REG: u32 = 38;
@@ -153,6 +156,7 @@ impl Wire {
             request::GET_QUEUE_NUM,
             request::GET_MAX_MEM_SLOTS,
             request::GET_VRING_BASE,
+            request::SET_DEVICE_STATE_FD,
             request::GET_CONFIG,
         ];
         Ok(match payload.first_chunk::<8>().map(|bytes| u64::from_ne_bytes(*bytes)) {

@@ -10,11 +10,14 @@
 //! A [`GuestMemory`] never changes. A new memory table makes a new one that shares the mappings that stay, so a
 //! burst in flight keeps what it uses until it is done. Slices borrow from it and cannot outlive the mapping.
 //!
+//! While a guest migrates, every page that we write is marked in a [`DirtyLog`] that the front end reads.
+//!
 //! A region whose file was truncated behind our back is dead (`bus_error`); whoever works on it finds zeros.
 //!
 //! Limits: regions are at most [`MAX_REGIONS`]; a region must be wholly inside its file when it is mapped.
 
 mod bus_error;
+mod dirty_log;
 mod host;
 mod inflight;
 mod mapping;
@@ -27,6 +30,7 @@ use std::sync::Arc;
 use mapping::Mapping;
 
 pub use bus_error::deaths;
+pub use dirty_log::{DirtyLog, PAGE};
 pub use host::HostBuffer;
 pub use inflight::{InflightArea, InflightRing};
 #[cfg(test)]
@@ -72,6 +76,14 @@ pub enum MemoryError {
     /// Collides with another region in guest-physical or user addresses.
     #[error("memory region at {0:#x} overlaps another one")]
     Overlap(u64),
+    /// A dirty log that is not of a file in memory, is not wholly inside it, or does not cover the guest's memory.
+    #[error("a dirty log of {size} bytes at {offset:#x} does not fit its file or the guest's memory")]
+    Log {
+        /// Where it starts in its file, bytes.
+        offset: u64,
+        /// Bytes.
+        size: u64,
+    },
     /// More than [`MAX_REGIONS`].
     #[error("more than {MAX_REGIONS} memory regions")]
     TooMany,
@@ -183,6 +195,19 @@ impl GuestMemory {
     #[must_use]
     pub fn exact(&self, addr: u64, len: u32) -> Option<GuestSlice<'_>> {
         self.slice(addr, len).filter(|s| s.len() == len)
+    }
+
+    /// The guest-physical address of a slice of this memory.
+    #[must_use]
+    pub fn address_of(&self, slice: GuestSlice<'_>) -> Option<u64> {
+        let at = slice.as_ptr().addr();
+        self.regions.iter().find_map(|r| Some(r.guest_phys + r.mapping.offset_of(at)?))
+    }
+
+    /// The first address behind the last region: what a dirty log has to reach.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.regions.last().map_or(0, |r| r.guest_phys + r.size)
     }
 
     /// Whether a page of it is gone: its file was truncated, or has no memory to give.

@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
-use super::GuestMemory;
+use super::{DirtyLog, GuestMemory};
 use crate::vring::RingError;
 
 /// One descriptor, as it was when we read it.
@@ -46,6 +46,8 @@ pub struct RingMemory {
     avail: NonNull<u8>,
     used: NonNull<u8>,
     size: u16,
+    /// Where writes to the used area are marked, and the guest-physical address that it counts as.
+    log: Option<(Arc<DirtyLog>, u64)>,
     /// Keeps the mapping that the three addresses are in.
     _memory: Arc<GuestMemory>,
 }
@@ -110,7 +112,12 @@ impl RingMemory {
             }
         }
         let [desc, avail, used] = found;
-        Ok(Self { desc, avail, used, size, _memory: Arc::clone(memory) })
+        Ok(Self { desc, avail, used, size, log: None, _memory: Arc::clone(memory) })
+    }
+
+    /// Marks writes to the used area there from now on, as if it lay at that guest-physical address.
+    pub fn set_log(&mut self, log: Option<(Arc<DirtyLog>, u64)>) {
+        self.log = log;
     }
 
     /// Entries, a power of two.
@@ -174,12 +181,14 @@ impl RingMemory {
         let [id, length] = words;
         id.store(u32::from(head).to_le(), Ordering::Relaxed);
         length.store(len.to_le(), Ordering::Relaxed);
+        self.wrote(at, USED_ENTRY);
     }
 
     /// Shows the guest all used entries before `index`.
     #[inline]
     pub fn publish_used(&self, index: u16) {
         self.used16(2).store(index.to_le(), order::SHOW);
+        self.wrote(2, 2);
     }
 
     /// The used index as the ring has it now: where a predecessor of ours stopped.
@@ -191,18 +200,28 @@ impl RingMemory {
     /// Asks for kicks, or not (without EVENT_IDX).
     pub fn set_no_notify(&self, no_notify: bool) {
         self.used16(0).store(u16::from(no_notify).to_le(), Ordering::Relaxed);
+        self.wrote(0, 2);
     }
 
     /// Asks for a kick when the avail index passes `index` (EVENT_IDX).
     pub fn set_avail_event(&self, index: u16) {
-        self.used16(RING_HEADER + USED_ENTRY * usize::from(self.size))
-            .store(index.to_le(), Ordering::Relaxed);
+        let at = RING_HEADER + USED_ENTRY * usize::from(self.size);
+        self.used16(at).store(index.to_le(), Ordering::Relaxed);
+        self.wrote(at, 2);
     }
 
     /// Between a store that the guest must see and a load of what it wrote (virtio 1.3, sections 2.7.7.2 and 2.7.10).
     #[inline]
     pub fn full_barrier(&self) {
         fence(order::BARRIER);
+    }
+
+    /// Marks what was written in the used area, if anybody wants to know.
+    #[inline]
+    fn wrote(&self, offset: usize, len: usize) {
+        if let Some((log, used)) = &self.log {
+            mark(log, *used, offset, len);
+        }
     }
 
     #[inline]
@@ -221,4 +240,11 @@ impl RingMemory {
         // SAFETY: every `offset` in this file is even and below 6 + 8 * size, the area's length; it is 4-byte aligned.
         unsafe { self.used.add(offset).cast().as_ref() }
     }
+}
+
+/// Only while the guest migrates.
+#[cold]
+fn mark(log: &DirtyLog, used: u64, offset: usize, len: usize) {
+    let wide = |n| u64::try_from(n).unwrap_or(u64::MAX);
+    log.mark(used.saturating_add(wide(offset)), wide(len));
 }

@@ -43,6 +43,12 @@ pub enum SessionError {
     /// SET_VRING_ENABLE without protocol features.
     #[error("no protocol features were negotiated")]
     NoProtocolFeatures,
+    /// The device's state could not be transferred.
+    #[error("the device's state: {0}")]
+    DeviceState(&'static str),
+    /// A request that belongs to a protocol feature which the front end did not take.
+    #[error("protocol feature {0} was not negotiated")]
+    NotNegotiated(&'static str),
     /// This may not change while a vring runs.
     #[error("{0} may not change while vring {1} runs")]
     Running(&'static str, usize),

@@ -14,8 +14,9 @@ use virtio_bindings::virtio_net::{
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
+const LOG_ALL_BIT: u32 = 26;
 /// VHOST_F_LOG_ALL: the back end marks the pages that it writes.
-const LOG_ALL: u32 = 26;
+pub const LOG_ALL: u64 = 1 << LOG_ALL_BIT;
 /// VHOST_USER_F_PROTOCOL_FEATURES: there are protocol features to negotiate.
 pub const PROTOCOL_FEATURES: u64 = 1 << 30;
 
@@ -28,6 +29,9 @@ enum Offer {
 }
 
 /// Every feature that a network front end may look for.
+///
+/// GUEST_ANNOUNCE: a guest that was moved announces itself by gratuitous ARP, which is consumed; without the bit QEMU asks
+/// us to do so (RARP). Either way nothing has to be learned.
 ///
 /// CTRL_VQ: the front end serves the control queue itself, but Cloud Hypervisor gives the guest one, and with it more
 /// than one queue pair, only if the back end offers the bit. QEMU does not ask.
@@ -45,12 +49,12 @@ const FEATURES: [(u32, &str, Offer); 29] = [
     (VIRTIO_NET_F_HOST_ECN, "HOST_ECN", Offer::No("segments with ECN are not cut in software")),
     (VIRTIO_NET_F_HOST_UFO, "HOST_UFO", Offer::No("UDP fragmentation offload is obsolete")),
     (VIRTIO_NET_F_MRG_RXBUF, "MRG_RXBUF", Offer::Yes),
-    (VIRTIO_NET_F_STATUS, "STATUS", Offer::No("the front end serves it")),
+    (VIRTIO_NET_F_STATUS, "STATUS", Offer::Yes),
     (VIRTIO_NET_F_CTRL_VQ, "CTRL_VQ", Offer::Yes),
-    (VIRTIO_NET_F_GUEST_ANNOUNCE, "GUEST_ANNOUNCE", Offer::No("nothing is learned from announcements")),
+    (VIRTIO_NET_F_GUEST_ANNOUNCE, "GUEST_ANNOUNCE", Offer::Yes),
     (VIRTIO_NET_F_MQ, "MQ", Offer::Yes),
     (VIRTIO_F_NOTIFY_ON_EMPTY, "NOTIFY_ON_EMPTY", Offer::No("EVENT_IDX replaces it")),
-    (LOG_ALL, "LOG_ALL", Offer::No("migration is not supported")),
+    (LOG_ALL_BIT, "LOG_ALL", Offer::Yes),
     (VIRTIO_RING_F_INDIRECT_DESC, "INDIRECT_DESC", Offer::Yes),
     (VIRTIO_RING_F_EVENT_IDX, "EVENT_IDX", Offer::Yes),
     (VIRTIO_F_VERSION_1, "VERSION_1", Offer::Yes),
@@ -66,17 +70,17 @@ const FEATURES: [(u32, &str, Offer); 29] = [
 /// Protocol features, whether they are offered, and if not, why.
 const PROTOCOL: [(Protocol, &str, Option<&str>); 12] = [
     (Protocol::MQ, "MQ", None),
-    (Protocol::LOG_SHMFD, "LOG_SHMFD", Some("migration is not supported")),
-    (Protocol::RARP, "RARP", Some("nothing is learned from announcements")),
+    (Protocol::LOG_SHMFD, "LOG_SHMFD", None),
+    (Protocol::RARP, "RARP", None),
     (Protocol::REPLY_ACK, "REPLY_ACK", None),
     (Protocol::MTU, "NET_MTU", None),
-    (Protocol::BACKEND_REQ, "BACKEND_REQ", Some("there is nothing to ask the front end")),
+    (Protocol::BACKEND_REQ, "BACKEND_REQ", Some("no front end of a NIC acts on what it would be told")),
     (Protocol::CONFIG, "CONFIG", None),
     (Protocol::INFLIGHT_SHMFD, "INFLIGHT_SHMFD", None),
     (Protocol::RESET_DEVICE, "RESET_DEVICE", None),
     (Protocol::CONFIGURE_MEM_SLOTS, "CONFIGURE_MEM_SLOTS", None),
-    (Protocol::STATUS, "STATUS", Some("rings say all that is needed")),
-    (Protocol::DEVICE_STATE, "DEVICE_STATE", Some("not supported")),
+    (Protocol::STATUS, "STATUS", None),
+    (Protocol::DEVICE_STATE, "DEVICE_STATE", None),
 ];
 
 /// Virtio feature bits that are offered.
@@ -130,11 +134,11 @@ mod tests {
 
     #[test]
     fn offers_exactly_this() {
-        let base = [0, 1, 3, 5, 7, 8, 11, 12, 15, 17, 22, 28, 29, 30, 32];
+        let base = [0, 1, 3, 5, 7, 8, 11, 12, 15, 16, 17, 21, 22, 26, 28, 29, 30, 32];
         let bits = |list: &[u32]| list.iter().fold(0_u64, |all, bit| all | 1 << bit);
         assert_eq!(offered(false), bits(&base));
         assert_eq!(offered(true), bits(&base) | bits(&[54, 55, 56]));
-        assert_eq!(offered_protocol(), bits(&[0, 3, 4, 9, 12, 13, 15]));
+        assert_eq!(offered_protocol(), bits(&[0, 1, 2, 3, 4, 9, 12, 13, 15, 16, 19]));
     }
 
     #[test]
@@ -146,7 +150,7 @@ mod tests {
             "CSUM: the front end or the guest did not take it",
             "RING_PACKED: only split rings are supported",
             "HOST_USO: needs experimental = [\"uso\"]",
-            "protocol LOG_SHMFD: migration is not supported",
+            "protocol LOG_SHMFD: the front end did not take it",
             "protocol MQ: the front end did not take it",
         ] {
             assert!(why.contains(part), "{part} is not in {why}");

@@ -1,8 +1,9 @@
 //! All ports' sockets: one thread accepts (or, in client mode, connects) for everybody, a thread of its own serves each
 //! VMM.
 //!
-//! One VMM at a time owns a port. A second one is turned away, unless the first has already gone: then it waits until
-//! the rings are stopped and takes over.
+//! One VMM at a time owns a port, and one more may connect: the owner's successor, which negotiates and waits (see
+//! [`Device`]). It has to run as the same user, or as root. Others are turned away, unless one of the two has
+//! already gone: then they wait until that one's rings are stopped, and take its place.
 
 use std::fs;
 use std::io;

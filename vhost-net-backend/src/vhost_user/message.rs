@@ -4,8 +4,9 @@
 //! trusts a number from the front end beyond the bytes that came with it.
 
 use vhost::vhost_user::message::{
-    FrontendReq, VhostUserConfig, VhostUserHeaderFlag, VhostUserInflight, VhostUserMemory,
-    VhostUserMemoryRegion, VhostUserSingleMemoryRegion, VhostUserVringAddr, VhostUserVringState,
+    FrontendReq, VhostUserConfig, VhostUserHeaderFlag, VhostUserInflight, VhostUserLog, VhostUserMemory,
+    VhostUserMemoryRegion, VhostUserSingleMemoryRegion, VhostUserTransferDeviceState, VhostUserVringAddr,
+    VhostUserVringState,
 };
 use vm_memory::ByteValued;
 
@@ -130,7 +131,7 @@ impl Inflight {
 /// SET_VRING_ADDR without its index: the front end's own addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingAddresses {
-    /// Bit 0: log writes to the used ring.
+    /// Bit 0: mark writes to the used ring in the dirty log.
     pub flags: u32,
     /// Descriptor table.
     pub desc: u64,
@@ -138,6 +139,8 @@ pub struct RingAddresses {
     pub avail: u64,
     /// Used ring.
     pub used: u64,
+    /// The guest-physical address that the used ring counts as in the dirty log.
+    pub log: u64,
 }
 
 /// A request that a network device understands. Ring numbers are the front end's: not checked yet.
@@ -153,6 +156,13 @@ pub enum Request {
     AddMemReg(Region),
     RemMemReg(Region),
     GetMaxMemSlots,
+    SetLogBase { size: u64, offset: u64 },
+    SetLogFd,
+    SendRarp(u64),
+    GetStatus,
+    SetStatus(u64),
+    SetDeviceStateFd { direction: u32, phase: u32 },
+    CheckDeviceState,
     SetVringNum { index: u64, num: u32 },
     SetVringAddr { index: u64, addresses: RingAddresses },
     SetVringBase { index: u64, base: u32 },
@@ -187,7 +197,12 @@ impl Request {
     pub fn fds(&self) -> (usize, usize) {
         match self {
             Self::SetMemTable(regions) => (regions.len(), regions.len()),
-            Self::AddMemReg(_) | Self::SetBackendReqFd | Self::SetInflightFd(_) => (1, 1),
+            Self::AddMemReg(_)
+            | Self::SetBackendReqFd
+            | Self::SetLogBase { .. }
+            | Self::SetLogFd
+            | Self::SetInflightFd(_)
+            | Self::SetDeviceStateFd { .. } => (1, 1),
             // Older front ends send the region's file along.
             Self::RemMemReg(_) => (0, 1),
             Self::SetVringKick { fd, .. } | Self::SetVringCall { fd, .. } | Self::SetVringErr { fd, .. } => {
@@ -208,6 +223,10 @@ impl Request {
             | Self::SetProtocolFeatures(_)
             | Self::GetQueueNum
             | Self::NetSetMtu(_)
+            | Self::SendRarp(_)
+            | Self::GetStatus
+            | Self::SetStatus(_)
+            | Self::CheckDeviceState
             | Self::GetConfig { .. }
             | Self::SetConfig
             | Self::GetInflightFd(_) => (0, 0),
@@ -253,10 +272,14 @@ impl Payload<'_> {
             FrontendReq::SET_VRING_ENABLE => {
                 self.state(|index, num| Request::SetVringEnable { index, num })?
             }
-            FrontendReq::SET_LOG_BASE
-            | FrontendReq::SET_LOG_FD
-            | FrontendReq::SEND_RARP
-            | FrontendReq::IOTLB_MSG
+            FrontendReq::SET_LOG_BASE => self.log()?,
+            FrontendReq::SET_LOG_FD => self.none(Request::SetLogFd)?,
+            FrontendReq::SEND_RARP => Request::SendRarp(self.exactly()?),
+            FrontendReq::GET_STATUS => self.none(Request::GetStatus)?,
+            FrontendReq::SET_STATUS => Request::SetStatus(self.exactly()?),
+            FrontendReq::SET_DEVICE_STATE_FD => self.transfer()?,
+            FrontendReq::CHECK_DEVICE_STATE => self.none(Request::CheckDeviceState)?,
+            FrontendReq::IOTLB_MSG
             | FrontendReq::SET_VRING_ENDIAN
             | FrontendReq::CREATE_CRYPTO_SESSION
             | FrontendReq::CLOSE_CRYPTO_SESSION
@@ -265,11 +288,7 @@ impl Payload<'_> {
             | FrontendReq::POSTCOPY_END
             | FrontendReq::GPU_SET_SOCKET
             | FrontendReq::VRING_KICK
-            | FrontendReq::SET_STATUS
-            | FrontendReq::GET_STATUS
             | FrontendReq::GET_SHARED_OBJECT
-            | FrontendReq::SET_DEVICE_STATE_FD
-            | FrontendReq::CHECK_DEVICE_STATE
             | FrontendReq::GET_SHMEM_CONFIG => return Err(SessionError::NotOffered(self.request)),
         })
     }
@@ -287,9 +306,19 @@ impl Payload<'_> {
 
     fn addresses(self) -> Result<Request, SessionError> {
         let raw: VhostUserVringAddr = self.exactly()?;
-        let (flags, desc, avail, used) = (raw.flags, raw.descriptor, raw.available, raw.used);
-        let addresses = RingAddresses { flags, desc, avail, used };
+        let (flags, desc, avail, used, log) = (raw.flags, raw.descriptor, raw.available, raw.used, raw.log);
+        let addresses = RingAddresses { flags, desc, avail, used, log };
         Ok(Request::SetVringAddr { index: u64::from(raw.index), addresses })
+    }
+
+    fn log(self) -> Result<Request, SessionError> {
+        let raw: VhostUserLog = self.exactly()?;
+        Ok(Request::SetLogBase { size: raw.mmap_size, offset: raw.mmap_offset })
+    }
+
+    fn transfer(self) -> Result<Request, SessionError> {
+        let raw: VhostUserTransferDeviceState = self.exactly()?;
+        Ok(Request::SetDeviceStateFd { direction: raw.direction, phase: raw.phase })
     }
 
     fn state(self, make: impl Fn(u64, u32) -> Request) -> Result<Request, SessionError> {
@@ -399,12 +428,19 @@ mod tests {
     #[test]
     fn decodes_what_front_ends_send() {
         let region = Region { guest_phys: 1, size: 2, user_addr: 3, mmap_offset: 4 };
-        let addresses = RingAddresses { flags: 0, desc: 10, used: 20, avail: 30 };
+        let addresses = RingAddresses { flags: 1, desc: 10, used: 20, avail: 30, log: 40 };
         let table = [u32s(&[2, 0]), u64s(&[1, 2, 3, 4, 1, 2, 3, 4])].concat();
-        let addr = [u32s(&[1, 0]), u64s(&[10, 20, 30, 0])].concat();
+        let addr = [u32s(&[1, 1]), u64s(&[10, 20, 30, 40])].concat();
         let config = [u32s(&[2, 4, 1]), vec![0; 4]].concat();
         let cases = [
             (1, vec![], Request::GetFeatures),
+            (6, u64s(&[6144, 4096]), Request::SetLogBase { size: 6144, offset: 4096 }),
+            (7, vec![], Request::SetLogFd),
+            (19, u64s(&[0x1234]), Request::SendRarp(0x1234)),
+            (39, u64s(&[15]), Request::SetStatus(15)),
+            (40, vec![], Request::GetStatus),
+            (42, u32s(&[1, 0]), Request::SetDeviceStateFd { direction: 1, phase: 0 }),
+            (43, vec![], Request::CheckDeviceState),
             (2, u64s(&[5]), Request::SetFeatures(5)),
             (5, table, Request::SetMemTable(vec![region, region])),
             (8, u32s(&[1, 256]), Request::SetVringNum { index: 1, num: 256 }),
@@ -427,7 +463,7 @@ mod tests {
     fn refuses_wrong_sizes_and_counts() {
         let region = u64s(&[0, 0x1000, 0, 0]);
         let table = |count, regions: usize| [u32s(&[count, 0]), region.repeat(regions)].concat();
-        let cases: [(u32, Vec<u8>); 18] = [
+        let cases: [(u32, Vec<u8>); 19] = [
             (1, vec![0]),
             (2, vec![0; 7]),
             (2, vec![0; 9]),
@@ -445,7 +481,8 @@ mod tests {
             (37, vec![0; 32]),
             (0, vec![]),
             (45, vec![]),
-            (6, vec![0; 16]),
+            (6, vec![0; 15]),
+            (6, vec![0; 17]),
         ];
         for (code, payload) in cases {
             assert!(Request::decode(code, &payload).is_err(), "{code} {payload:?}");

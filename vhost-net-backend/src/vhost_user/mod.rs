@@ -9,9 +9,9 @@
 //! - [`message`]: bytes to requests, answers to bytes. Sizes are checked before anything is used.
 //! - [`features`]: what is offered, what was accepted, and why the rest was not.
 //! - [`session`]: the state of one front end, and which message goes where.
-//! - `memory`, `rings`, `config`, `inflight`: the messages about guest memory, vrings, the configuration space and chains
-//!   in flight; `owners` keeps
-//!   one tenant from mapping the memory of another.
+//! - `memory`, `rings`, `config`, `log`, `inflight`: the messages about guest memory, vrings, the configuration space,
+//!   the dirty log and chains in flight; `device_state`: what moves to another back end, which is next to nothing;
+//!   `owners` keeps one tenant from mapping the memory of another.
 //!
 //! # Rules
 //! - A message that asked for an acknowledgement and is refused gets a failed one, and the session goes on; any other
@@ -28,15 +28,19 @@ pub mod session;
 
 mod config;
 mod connection;
+mod device_state;
 mod dial;
 mod eventfd;
 mod inflight;
+mod log;
 mod memory;
 mod owners;
 mod rings;
 mod served_port;
 mod socket_file;
 
+#[cfg(test)]
+mod migration_orders;
 #[cfg(test)]
 mod orders;
 #[cfg(test)]

@@ -18,7 +18,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::test_front_end::{FrontEnd, MEMORY, Recorder, USER};
 use super::{Attach, End, Hangup, ListenPort, Listeners, Ports, Role, SessionConfig, SessionError};
 use crate::port::{Device, Negotiated};
-use crate::vring::{RingError, RingSetup};
+use crate::vring::{RingError, RingLog, RingSetup};
 
 /// What happens at the ports, as it happens.
 struct Daemon(Mutex<mpsc::Sender<String>>, Mutex<Option<Hangup>>);
@@ -61,12 +61,24 @@ impl Device for Telling {
         self.1.stop(index).map(|base| base + 7)
     }
 
+    fn announce(&mut self) {
+        self.1.announce();
+    }
+
+    fn idle(&mut self) {
+        self.1.idle();
+    }
+
     fn enable(&mut self, index: usize, enabled: bool) {
         self.1.enable(index, enabled);
     }
 
     fn set_call(&mut self, index: usize, call: Option<std::os::fd::OwnedFd>) {
         self.1.set_call(index, call);
+    }
+
+    fn set_log(&mut self, index: usize, log: RingLog) {
+        self.1.set_log(index, log);
     }
 
     fn status(&mut self, status: &Negotiated) {
@@ -208,15 +220,22 @@ fn one_front_end_owns_a_socket() {
     let bench = Bench::new();
     let mut owner = bench.connect();
     assert_eq!(ask(&mut owner, FrontendReq::GET_QUEUE_NUM), Some(2));
+    let mut successor = bench.connect();
+    assert_eq!(ask(&mut successor, FrontendReq::GET_QUEUE_NUM), Some(2));
     for _ in 0..400 {
         assert_eq!(ask(&mut bench.connect(), FrontendReq::GET_QUEUE_NUM), None);
     }
     assert_eq!(ask(&mut owner, FrontendReq::GET_QUEUE_NUM), Some(2));
+    assert_eq!(ask(&mut successor, FrontendReq::GET_QUEUE_NUM), Some(2));
     drop(owner);
-    assert_eq!(
-        [bench.hear(), bench.hear().split(':').next().unwrap().to_owned()],
-        ["attached", "detached 3"]
-    );
+    let detached = || bench.hear().split(':').next().unwrap().to_owned();
+    assert_eq!([bench.hear(), bench.hear(), detached()], ["attached", "attached", "detached 3"]);
+    // The successor is the owner now, and another one may follow.
+    let mut next = bench.connect();
+    assert_eq!(ask(&mut next, FrontendReq::GET_QUEUE_NUM), Some(2));
+    assert_eq!(ask(&mut bench.connect(), FrontendReq::GET_QUEUE_NUM), None);
+    drop((successor, next));
+    assert_eq!([bench.hear(), detached(), detached()], ["attached", "detached 3", "detached 3"]);
     bench.serves_again();
 }
 

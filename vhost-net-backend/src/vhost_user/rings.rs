@@ -22,7 +22,7 @@ pub(super) const MAX_SIZE: u32 = 32768;
 #[derive(Debug, Default)]
 pub(super) struct Ring {
     size: Option<u16>,
-    addresses: Option<RingAddresses>,
+    pub(super) addresses: Option<RingAddresses>,
     base: u16,
     /// There while the ring is started.
     pub(super) kick: Option<OwnedFd>,
@@ -75,13 +75,18 @@ impl Session {
         device: &mut dyn Device,
     ) -> Result<(), SessionError> {
         let index = self.ring_index(index)?;
-        // The only flag asks for a dirty log, which is not offered.
-        if addresses.flags != 0 {
-            return Err(SessionError::Range("vring flags", u64::from(addresses.flags)));
-        }
         let ring = self.ring(index)?;
         let size = ring.size.ok_or(SessionError::Missing("size", index))?;
-        if ring.addresses == Some(addresses) && ring.running {
+        let (now, running) = (ring.addresses, ring.running);
+        self.check_ring_log(addresses, self.used_len(size))?;
+        let areas = |of: RingAddresses| (of.desc, of.avail, of.used);
+        if running && now == Some(addresses) {
+            return Ok(());
+        }
+        if running && now.is_some_and(|now| areas(now) == areas(addresses)) {
+            // A migration begins or ends: it changes what is marked, and nothing else.
+            self.ring(index)?.addresses = Some(addresses);
+            device.set_log(index, self.ring_log(addresses));
             return Ok(());
         }
         self.areas(addresses, size)?;
@@ -221,9 +226,22 @@ impl Session {
         let (call, err) = (copy(ring.call.as_ref())?, copy(ring.err.as_ref())?);
         let (base, memory) = (ring.base, self.memory.clone());
         let inflight = self.inflight.as_ref().and_then(|area| area.ring(index, size));
-        let state = None;
-        let setup =
-            RingSetup { size, desc, avail, used, base, memory, features, kick, call, err, state, inflight };
+        let (state, log) = (None, self.ring_log(addresses));
+        let setup = RingSetup {
+            size,
+            desc,
+            avail,
+            used,
+            base,
+            memory,
+            features,
+            kick,
+            call,
+            err,
+            state,
+            inflight,
+            log,
+        };
         device.start(index, setup, self.is_enabled(index))?;
         self.ring(index)?.running = true;
         Ok(())
@@ -233,13 +251,11 @@ impl Session {
     ///
     /// Sizes and alignments: virtio 1.2, section 2.7; both rings end with an event index if that was negotiated.
     fn areas(&self, addresses: RingAddresses, size: u16) -> Result<[u64; 3], SessionError> {
-        let size = u64::from(size);
-        let event_idx = self.features.unwrap_or_default() & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
-        let rest = if event_idx { 6 } else { 4 };
+        let entries = u64::from(size);
         let areas = [
-            ("descriptor table", addresses.desc, 16 * size, 16),
-            ("avail ring", addresses.avail, rest + 2 * size, 2),
-            ("used ring", addresses.used, rest + 8 * size, 4),
+            ("descriptor table", addresses.desc, 16 * entries, 16),
+            ("avail ring", addresses.avail, self.header() + 2 * entries, 2),
+            ("used ring", addresses.used, self.used_len(size), 4),
         ];
         let mut found = [(0, 0); 3];
         for ((name, user, len, align), place) in areas.into_iter().zip(&mut found) {
@@ -253,6 +269,16 @@ impl Session {
             return Err(SessionError::RingArea("vring", addresses.desc));
         }
         Ok(found.map(|(guest, _)| guest))
+    }
+
+    /// Bytes of a ring beside its entries.
+    fn header(&self) -> u64 {
+        let event_idx = self.features.unwrap_or_default() & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        if event_idx { 6 } else { 4 }
+    }
+
+    fn used_len(&self, size: u16) -> u64 {
+        self.header() + 8 * u64::from(size)
     }
 
     fn is_enabled(&self, index: usize) -> bool {

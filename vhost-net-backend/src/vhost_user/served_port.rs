@@ -2,9 +2,11 @@
 
 use std::os::unix::net::UnixStream;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 
+use arrayvec::ArrayVec;
 use rustix::net::sockopt::socket_peercred;
 use tracing::{debug, info, warn};
 
@@ -18,128 +20,161 @@ use crate::port::Peer;
 /// Stack of a connection's thread, bytes: no recursion, no packet passes here.
 const STACK: usize = 256 * 1024;
 
-/// What the listening thread and one port's connection share.
-#[derive(Debug, Default)]
-struct Owner {
-    current: Option<Arc<UnixStream>>,
-    /// Takes over when the current one, which has gone, is tidied up.
-    next: Option<Arc<UnixStream>>,
-    /// Connections that ended, the last one with or without a ring that ran.
-    ended: Option<bool>,
+/// Front ends of a port at a time: the owner, and its successor while the guest migrates.
+const SEATS: usize = 2;
+
+/// One front end, and the thread that serves it.
+#[derive(Debug)]
+struct Connection {
+    /// The thread's: it closes it at its end.
+    stream: Weak<UnixStream>,
+    peer: Peer,
+    thread: JoinHandle<()>,
+    /// Whether it was served to its end; the thread may still be there.
+    done: Arc<AtomicBool>,
 }
 
-/// A port's place: one VMM at a time owns it.
+/// A port's place, with room for its owner and for a successor.
 pub(super) struct ServedPort {
     pub(super) port: Arc<ListenPort>,
-    owner: Arc<Mutex<Owner>>,
-    thread: Option<JoinHandle<()>>,
+    connections: ArrayVec<Connection, SEATS>,
+    /// Connections that ended, the last one with or without a ring that ran.
+    ended: Arc<Mutex<Option<bool>>>,
 }
 
 impl ServedPort {
     pub(super) fn new(port: ListenPort) -> Self {
-        Self { port: Arc::new(port), owner: Arc::default(), thread: None }
+        Self { port: Arc::new(port), connections: ArrayVec::new(), ended: Arc::default() }
     }
 
     /// Whether nobody is connected.
     pub(super) fn is_free(&self) -> bool {
-        lock(&self.owner).current.is_none()
+        self.connections.iter().all(|connection| connection.done.load(Ordering::Acquire))
     }
 
     /// Whether a connection ended since this was asked last, and if so, whether any of its rings ran.
     pub(super) fn take_ended(&self) -> Option<bool> {
-        lock(&self.owner).ended.take()
+        lock(&self.ended).take()
     }
 
-    /// Serves a VMM on a thread of its own, unless another one is served. `quiet`: the log knows about it already.
+    /// Serves a VMM on a thread of its own, if there is room. `quiet`: the log knows about it already.
     pub(super) fn admit(&mut self, stream: UnixStream, shared: &Arc<Shared>, quiet: bool) {
-        let stream = Arc::new(stream);
-        let mut owner = lock(&self.owner);
-        if let Some(current) = &owner.current {
-            if owner.next.is_none() && connection::is_gone(current) {
-                owner.next = Some(stream);
-            } else {
-                debug!(port = %self.port.name, "turned a second front end away");
+        let peer = match socket_peercred(&stream) {
+            Ok(peer) => Peer { pid: peer.pid.as_raw_nonzero().get(), uid: peer.uid.as_raw() },
+            Err(error) => {
+                warn!(port = %self.port.name, %error, "cannot tell who connected");
+                return;
             }
+        };
+        self.join_those(|connection| connection.thread.is_finished());
+        let is_gone = |connection: &Connection| {
+            let stream = connection.stream.upgrade();
+            connection.done.load(Ordering::Acquire) || stream.is_none_or(|s| connection::is_gone(&s))
+        };
+        let gone = self.connections.iter().position(is_gone);
+        // Whoever may take the guest over must be as trusted as who has it.
+        let foreign = |owner: &Connection| owner.peer.uid != peer.uid && peer.uid != 0;
+        let refused = self.connections.iter().any(|other| !is_gone(other) && foreign(other));
+        if refused || gone.is_none() && self.connections.is_full() {
+            debug!(port = %self.port.name, pid = peer.pid, uid = peer.uid, "turned a front end away");
             return;
         }
-        owner.current = Some(Arc::clone(&stream));
-        drop(owner);
-        self.join();
-        let (port, owner, shared) = (Arc::clone(&self.port), Arc::clone(&self.owner), Arc::clone(shared));
-        let builder = thread::Builder::new().name(thread_name(&port.name)).stack_size(STACK);
-        match builder.spawn(move || serve_all(stream, &port, &owner, &shared, quiet)) {
-            Ok(thread) => self.thread = Some(thread),
-            Err(error) => {
-                warn!(port = %self.port.name, %error, "cannot serve a front end");
-                lock(&self.owner).current = None;
+        let before = gone.and_then(|at| self.connections.pop_at(at)).map(|connection| connection.thread);
+        let (stream, done) = (Arc::new(stream), Arc::new(AtomicBool::new(false)));
+        let task = Task {
+            stream: Arc::clone(&stream),
+            peer,
+            port: Arc::clone(&self.port),
+            shared: Arc::clone(shared),
+            quiet,
+        };
+        let (ended, told) = (Arc::clone(&self.ended), Arc::clone(&done));
+        let builder = thread::Builder::new().name(thread_name(&self.port.name)).stack_size(STACK);
+        match builder.spawn(move || task.run(before, &ended, &told)) {
+            Ok(thread) => {
+                let stream = Arc::downgrade(&stream);
+                drop(self.connections.try_push(Connection { stream, peer, thread, done }));
             }
+            Err(error) => warn!(port = %self.port.name, %error, "cannot serve a front end"),
         }
     }
 
-    /// Ends the connection; [`Self::join`] waits for that.
+    /// Ends the connections; [`Self::join`] waits for that.
     pub(super) fn hang_up(&self) {
-        let mut owner = lock(&self.owner);
-        owner.next = None;
-        if let Some(stream) = &owner.current {
-            Hangup::new(stream).hang_up();
+        for stream in self.connections.iter().filter_map(|connection| connection.stream.upgrade()) {
+            Hangup::new(&stream).hang_up();
         }
     }
 
     pub(super) fn join(&mut self) {
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            warn!(port = %self.port.name, "a connection's thread panicked");
+        self.join_those(|_| true);
+    }
+
+    /// Waits for the threads of these connections.
+    fn join_those(&mut self, which: impl Fn(&Connection) -> bool) {
+        while let Some(at) = self.connections.iter().position(&which) {
+            if let Some(ended) = self.connections.pop_at(at) {
+                join(ended.thread, &self.port.name);
+            }
         }
     }
 }
 
-/// Serves this front end, and then whoever took over.
-fn serve_all(first: Arc<UnixStream>, port: &ListenPort, owner: &Mutex<Owner>, shared: &Shared, quiet: bool) {
-    let mut stream = first;
-    loop {
+fn join(thread: JoinHandle<()>, port: &str) {
+    if thread.join().is_err() {
+        warn!(port = %port, "a connection's thread panicked");
+    }
+}
+
+/// What the thread of one front end does.
+struct Task {
+    stream: Arc<UnixStream>,
+    peer: Peer,
+    port: Arc<ListenPort>,
+    shared: Arc<Shared>,
+    quiet: bool,
+}
+
+impl Task {
+    /// Serves the front end as soon as the one whose place it takes is tidied up.
+    fn run(self, before: Option<JoinHandle<()>>, ended: &Mutex<Option<bool>>, done: &AtomicBool) {
+        let (port, shared) = (Arc::clone(&self.port), Arc::clone(&self.shared));
+        if let Some(before) = before {
+            join(before, &port.name);
+        }
         // Whatever breaks on this thread, the port must take the next front end.
-        let served = panic::catch_unwind(AssertUnwindSafe(|| serve_one(stream, port, shared, quiet)));
+        let served = panic::catch_unwind(AssertUnwindSafe(|| self.serve()));
         if served.is_err() {
             warn!(port = %port.name, "a connection's thread panicked");
         }
-        let mut owner = lock(owner);
-        owner.ended = Some(served.unwrap_or_default());
-        owner.current = owner.next.take();
-        let Some(next) = &owner.current else { break };
-        stream = Arc::clone(next);
+        *lock(ended) = Some(served.unwrap_or_default());
+        done.store(true, Ordering::Release);
+        shared.wake();
     }
-    shared.wake();
-}
 
-/// Returns whether any ring ran.
-fn serve_one(stream: Arc<UnixStream>, port: &ListenPort, shared: &Shared, quiet: bool) -> bool {
-    let peer = match socket_peercred(&stream) {
-        Ok(peer) => Peer { pid: peer.pid.as_raw_nonzero().get(), uid: peer.uid.as_raw() },
-        Err(error) => {
-            warn!(port = %port.name, %error, "cannot tell who connected");
-            return false;
+    /// Returns whether any ring ran.
+    fn serve(self) -> bool {
+        let Self { stream, peer, port, shared, quiet } = self;
+        let (pid, uid) = (peer.pid, peer.uid);
+        debug!(port = %port.name, pid, uid, "front end connected");
+        let hangup = Hangup::new(&stream);
+        let mut device = shared.daemon.attach(Attach { port: port.id, peer, hangup });
+        let tenant = port.name.split('/').next().unwrap_or_default();
+        let mut session = Session::among(port.config, Arc::clone(&shared.memory), Arc::from(tenant));
+        let mut log = Log { port: &port, peer, shared: &shared, refused: false, attached: false };
+        let end = connection::serve(&stream, &mut session, &mut *device, &mut log);
+        let attached = log.attached;
+        drop(device);
+        if quiet && !attached {
+            debug!(port = %port.name, pid, uid, reason = %end, "connection closed");
+        } else if matches!(end, End::Closed) {
+            info!(port = %port.name, pid, uid, "front end gone");
+        } else {
+            warn!(port = %port.name, pid, uid, reason = %end, "connection closed");
         }
-    };
-    debug!(port = %port.name, pid = peer.pid, uid = peer.uid, "front end connected");
-    let hangup = Hangup::new(&stream);
-    let mut device = shared.daemon.attach(Attach { port: port.id, peer, hangup });
-    let tenant = port.name.split('/').next().unwrap_or_default();
-    let mut session = Session::among(port.config, Arc::clone(&shared.memory), Arc::from(tenant));
-    let mut log = Log { port, peer, shared, refused: false, attached: false };
-    let end = connection::serve(&stream, &mut session, &mut *device, &mut log);
-    let attached = log.attached;
-    drop(device);
-    let (pid, uid) = (peer.pid, peer.uid);
-    if quiet && !attached {
-        debug!(port = %port.name, pid, uid, reason = %end, "connection closed");
-    } else if matches!(end, End::Closed) {
-        info!(port = %port.name, pid, uid, "front end gone");
-    } else {
-        warn!(port = %port.name, pid, uid, reason = %end, "connection closed");
+        shared.daemon.detached(port.id, &end);
+        attached
     }
-    shared.daemon.detached(port.id, &end);
-    attached
 }
 
 /// Says once per connection what an operator should know.
@@ -186,7 +221,7 @@ fn thread_name(port: &str) -> String {
     format!("vu {}", tail.into_iter().collect::<String>())
 }
 
-/// A panic elsewhere leaves an owner that is still right: it is only ever replaced whole.
-fn lock(owner: &Mutex<Owner>) -> MutexGuard<'_, Owner> {
-    owner.lock().unwrap_or_else(PoisonError::into_inner)
+/// A panic elsewhere leaves a value that is still right: it is only ever replaced whole.
+fn lock(ended: &Mutex<Option<bool>>) -> MutexGuard<'_, Option<bool>> {
+    ended.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,8 +4,10 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::config;
+use super::device_state::Transfer;
 use super::error::SessionError;
-use super::features::{self, PROTOCOL_FEATURES};
+use super::features::{self, LOG_ALL, PROTOCOL_FEATURES};
+use super::log::LogBase;
 use super::message::{Header, Message, Region, Request};
 use super::owners::{Claim, MemoryOwners};
 use super::rings::Ring;
@@ -51,6 +53,8 @@ pub(super) enum Answer {
     Payload(Vec<u8>),
     /// This payload and a file, always.
     File(Vec<u8>, OwnedFd),
+    /// This payload, always; it says that the request failed.
+    Failed(Vec<u8>, SessionError),
 }
 
 /// One front end's state.
@@ -68,6 +72,12 @@ pub struct Session {
     pub(super) tenant: Arc<str>,
     /// Where the front end keeps what is in flight.
     pub(super) inflight: Option<InflightArea>,
+    /// Where the pages that we write are marked while the guest migrates.
+    pub(super) log: Option<LogBase>,
+    /// A transfer of the device's state that was begun.
+    pub(super) transfer: Transfer,
+    /// The virtio device status as the front end keeps it here.
+    device_status: u8,
     mtu: Option<u16>,
     owned: bool,
     told: Negotiated,
@@ -92,6 +102,9 @@ impl Session {
             owners,
             tenant,
             inflight: None,
+            log: None,
+            transfer: Transfer::None,
+            device_status: 0,
             mtu: None,
             owned: false,
             told: Negotiated::default(),
@@ -105,15 +118,20 @@ impl Session {
         let acks_before = self.acks();
         let request = Request::decode(header.code, &message.payload);
         let answers = request.as_ref().is_ok_and(has_answer);
+        let was_started = self.is_started();
         let done = request.and_then(|request| self.obey(request, fds, device));
+        if was_started && !self.is_started() {
+            device.idle();
+        }
         self.tell(device);
-        if self.memory.is_dead() {
+        if self.memory.is_dead() || self.log.as_ref().is_some_and(LogBase::is_dead) {
             return Outcome::Close(SessionError::MemoryGone);
         }
         let ack = header.need_reply && (acks_before || self.acks());
         match done {
             Ok(Answer::Payload(payload)) => Outcome::Done(Some(header.reply(&payload))),
             Ok(Answer::File(payload, file)) => Outcome::Hand(header.reply(&payload), file),
+            Ok(Answer::Failed(payload, error)) => Outcome::Refused(header.reply(&payload), error),
             Ok(Answer::Ack) => Outcome::Done(ack.then(|| acknowledge(header, 0))),
             // A failed acknowledgement would be taken for the answer.
             Err(error) if ack && !answers => Outcome::Refused(acknowledge(header, 1), error),
@@ -145,6 +163,11 @@ impl Session {
         self.rings.iter().any(Ring::is_running)
     }
 
+    /// Whether any vring was started and not stopped: it may be waiting for memory.
+    fn is_started(&self) -> bool {
+        self.rings.iter().any(|ring| ring.kick.is_some())
+    }
+
     fn obey(
         &mut self,
         request: Request,
@@ -163,6 +186,16 @@ impl Session {
             Request::GetMaxMemSlots => return Ok(number(u64::try_from(MAX_REGIONS).unwrap_or_default())),
             Request::GetVringBase { index } => return self.get_vring_base(index, device),
             Request::GetConfig { offset, size, flags } => return Ok(self.get_config(offset, size, flags)),
+            Request::SetLogBase { size, offset } => return self.set_log_base(size, offset, fds, device),
+            Request::SetDeviceStateFd { direction, phase } => {
+                return self.set_device_state_fd(direction, phase, fds);
+            }
+            Request::CheckDeviceState => return self.check_device_state(),
+            Request::GetStatus => return Ok(number(u64::from(self.device_status))),
+            Request::SetStatus(status) => self.set_status(status, device)?,
+            Request::SendRarp(_) => self.send_rarp(device)?,
+            // To be signalled when pages were marked; every front end looks by itself.
+            Request::SetLogFd => {}
             Request::SetConfig => return Err(SessionError::ReadOnlyConfig),
             Request::GetInflightFd(wanted) => return self.get_inflight_fd(wanted),
             Request::SetInflightFd(area) => self.set_inflight_fd(area, fds)?,
@@ -195,7 +228,12 @@ impl Session {
     }
 
     fn acks(&self) -> bool {
-        self.protocol_features.is_some_and(|bits| bits & Protocol::REPLY_ACK.bits() != 0)
+        self.speaks(Protocol::REPLY_ACK)
+    }
+
+    /// Whether that protocol feature was negotiated.
+    pub(super) fn speaks(&self, feature: Protocol) -> bool {
+        self.protocol_features.is_some_and(|bits| bits & feature.bits() != 0)
     }
 
     fn tell(&mut self, device: &mut dyn Device) {
@@ -206,13 +244,17 @@ impl Session {
         }
     }
 
-    /// QEMU sends this once per queue pair, the same each time: rings of earlier pairs run by then.
+    /// QEMU sends this once per queue pair, the same each time: rings of earlier pairs run by then. A migration that
+    /// begins or ends changes LOG_ALL while they run, and nothing else may.
     fn set_features(&mut self, bits: u64, device: &mut dyn Device) -> Result<(), SessionError> {
         let unknown = bits & !features::offered(self.config.uso);
         if unknown != 0 {
             return Err(SessionError::Features(unknown));
         }
-        if self.features != Some(bits) {
+        if self.features.is_some_and(|now| now ^ bits == LOG_ALL) {
+            self.features = Some(bits);
+            self.tell_rings_of_log(device);
+        } else if self.features != Some(bits) {
             for index in 0..self.rings.len() {
                 self.refuse_while_busy(index, "features")?;
             }
@@ -236,6 +278,31 @@ impl Session {
         }
         self.protocol_features = Some(bits);
         Ok(())
+    }
+
+    /// Zero resets the device (virtio 1.3, section 2.1.2). QEMU says so when its guest stops, after the last vring.
+    fn set_status(&mut self, status: u64, device: &mut dyn Device) -> Result<(), SessionError> {
+        self.needs(Protocol::STATUS, "STATUS")?;
+        let status = u8::try_from(status).map_err(|_| SessionError::Range("device status", status))?;
+        if status == 0 {
+            self.reset_device(device);
+            self.release_rings(device);
+        }
+        self.device_status = status;
+        Ok(())
+    }
+
+    /// A guest that cannot announce itself has moved. Nothing has to move here: no binding of the router's is learned, and
+    /// the uplink shows the router's own address for every guest, whichever VMM it is in. So this is only noted.
+    fn send_rarp(&self, device: &mut dyn Device) -> Result<(), SessionError> {
+        self.needs(Protocol::RARP, "RARP")?;
+        device.announce();
+        Ok(())
+    }
+
+    /// Refuses what belongs to a protocol feature that was not negotiated.
+    pub(super) fn needs(&self, feature: Protocol, name: &'static str) -> Result<(), SessionError> {
+        if self.speaks(feature) { Ok(()) } else { Err(SessionError::NotNegotiated(name)) }
     }
 
     fn set_owner(&mut self) -> Result<(), SessionError> {
@@ -263,6 +330,7 @@ impl Session {
         }
         self.rings = new_rings(&self.config);
         self.features = None;
+        self.device_status = 0;
     }
 
     /// The front end said itself that the vrings are over; when a connection ends they are not.
@@ -302,7 +370,7 @@ fn new_rings(config: &SessionConfig) -> Vec<Ring> {
     (0..usize::from(config.pairs) * 2).map(|_| Ring::default()).collect()
 }
 
-fn number(value: u64) -> Answer {
+pub(super) fn number(value: u64) -> Answer {
     Answer::Payload(value.to_ne_bytes().to_vec())
 }
 
@@ -321,5 +389,8 @@ fn has_answer(request: &Request) -> bool {
             | Request::GetVringBase { .. }
             | Request::GetConfig { .. }
             | Request::GetInflightFd(_)
+            | Request::GetStatus
+            | Request::SetDeviceStateFd { .. }
+            | Request::CheckDeviceState
     )
 }

@@ -10,7 +10,7 @@ use vhost::vhost_user::message::FrontendReq;
 use super::message::{HEADER_LEN, Header, Message};
 use super::session::{Outcome, Session, SessionConfig};
 use crate::port::{Device, Negotiated};
-use crate::vring::{RingError, RingSetup};
+use crate::vring::{RingError, RingLog, RingSetup};
 
 /// Where the front end has guest address 0.
 pub(super) const USER: u64 = 0x7f00_0000_0000;
@@ -90,6 +90,14 @@ impl Device for Recorder {
         Some(self.bases.remove(&index).unwrap_or(setup.base))
     }
 
+    fn announce(&mut self) {
+        self.log.push("announce".to_owned());
+    }
+
+    fn idle(&mut self) {
+        assert!(self.setups.is_empty(), "{:?} still run", self.setups.keys());
+    }
+
     fn enable(&mut self, index: usize, enabled: bool) {
         self.log.push(format!("{} {index}", if enabled { "enable" } else { "disable" }));
         assert!(self.setups.contains_key(&index), "vring {index} does not run");
@@ -102,6 +110,12 @@ impl Device for Recorder {
     fn set_call(&mut self, index: usize, call: Option<OwnedFd>) {
         self.log.push(format!("call {index}"));
         self.setups.get_mut(&index).unwrap().call = call;
+    }
+
+    fn set_log(&mut self, index: usize, log: RingLog) {
+        let used = log.used.as_ref().map(|(_, at)| *at);
+        self.log.push(format!("log {index} buffers {} used {used:x?}", log.buffers.is_some()));
+        self.setups.get_mut(&index).unwrap().log = log;
     }
 
     fn status(&mut self, status: &Negotiated) {

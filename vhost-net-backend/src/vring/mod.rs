@@ -12,6 +12,8 @@
 pub(crate) mod batches;
 mod chain;
 #[cfg(test)]
+mod log_tests;
+#[cfg(test)]
 mod machine;
 pub(crate) mod notify;
 mod rx;
@@ -23,7 +25,7 @@ mod tx;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::guest_memory::{GuestMemory, InflightRing};
+use crate::guest_memory::{DirtyLog, GuestMemory, InflightRing};
 use crate::ring_state::{RingPlace, RingState};
 
 pub use chain::{Burst, Frame};
@@ -63,6 +65,17 @@ pub struct RingSetup {
     pub state: Option<RingState>,
     /// The front end's record of what is in flight (INFLIGHT_SHMFD), if it keeps one.
     pub inflight: Option<InflightRing>,
+    /// What is marked while the guest migrates.
+    pub log: RingLog,
+}
+
+/// Where a vring marks the pages that it writes (vhost-user, "Migration"); nothing, unless the guest migrates.
+#[derive(Clone, Debug, Default)]
+pub struct RingLog {
+    /// For receive buffers.
+    pub buffers: Option<Arc<DirtyLog>>,
+    /// For the used ring, and the guest-physical address that it counts as.
+    pub used: Option<(Arc<DirtyLog>, u64)>,
 }
 
 impl RingSetup {

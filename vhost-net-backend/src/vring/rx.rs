@@ -8,8 +8,8 @@ use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 
 use super::batches::Batches;
 use super::chain::{Access, ChainError, walk};
-use super::{PortFault, RingError, RingSetup, SEGMENTS, SplitRing};
-use crate::guest_memory::{GuestMemory, GuestSlice};
+use super::{PortFault, RingError, RingLog, RingSetup, SEGMENTS, SplitRing};
+use crate::guest_memory::{DirtyLog, GuestMemory, GuestSlice};
 
 /// A running receive vring.
 #[derive(Debug)]
@@ -24,6 +24,8 @@ pub struct RxRing {
     /// Why it can no longer be used, if so.
     pub fault: Option<PortFault>,
     batches: Batches,
+    /// Where the pages of buffers are marked while the guest migrates.
+    log: Option<Arc<DirtyLog>>,
 }
 
 /// A chain that a frame goes into.
@@ -51,6 +53,7 @@ impl RxRing {
             enabled,
             fault: None,
             batches: Batches::default(),
+            log: setup.log.buffers.clone(),
         })
     }
 
@@ -58,6 +61,12 @@ impl RxRing {
     #[must_use]
     pub fn ring(&mut self) -> &mut SplitRing {
         &mut self.ring
+    }
+
+    /// Marks what is written as `log` says from now on.
+    pub fn set_log(&mut self, log: RingLog) {
+        self.ring.set_log(&log);
+        self.log = log.buffers;
     }
 
     /// What the guest takes as it is.
@@ -82,7 +91,7 @@ impl RxRing {
         if !self.batches.has_place(worker) {
             return Err(DropReason::RxRingFull);
         }
-        let Self { ring, memory, batches, .. } = self;
+        let Self { ring, memory, batches, log, .. } = self;
         let mut segments: ArrayVec<GuestSlice<'_>, SEGMENTS> = ArrayVec::new();
         let mut taken: ArrayVec<Taken, SEGMENTS> = ArrayVec::new();
         let before = ring.next_avail;
@@ -112,6 +121,9 @@ impl RxRing {
         to.write(head);
         for part in tail {
             to.copy(*part);
+        }
+        if let Some(log) = log {
+            mark(log, memory, &segments, need);
         }
         let mut left = need;
         for chain in taken {
@@ -147,6 +159,19 @@ impl RxRing {
     /// Stops, and says where to go on. What no worker has finished yet is not shown: its chains are offered again.
     pub fn stop(self) -> u16 {
         self.ring.shown_base()
+    }
+}
+
+/// Marks the first `need` bytes of these buffers.
+#[cold]
+fn mark(log: &DirtyLog, memory: &GuestMemory, segments: &[GuestSlice<'_>], need: u32) {
+    let mut left = need;
+    for segment in segments {
+        let part = segment.first(left);
+        left -= part.len();
+        if let Some(addr) = memory.address_of(part) {
+            log.mark(addr, part.len().into());
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
-use super::{PortFault, RingError, RingSetup, notify};
+use super::{PortFault, RingError, RingLog, RingSetup, notify};
 use crate::guest_memory::{InflightRing, RingMemory};
 use crate::ring_state::{Indices, Resume, RingState};
 use crate::sys;
@@ -37,7 +37,8 @@ impl SplitRing {
     /// # Errors
     /// See [`RingError`].
     pub fn new(setup: &mut RingSetup) -> Result<(Self, u64), RingError> {
-        let memory = RingMemory::new(&setup.memory, setup.size, setup.desc, setup.avail, setup.used)?;
+        let mut memory = RingMemory::new(&setup.memory, setup.size, setup.desc, setup.avail, setup.used)?;
+        memory.set_log(setup.log.used.clone());
         let next_used = memory.used_idx();
         let mut inflight = setup.inflight.take();
         let popped = inflight.as_mut().map(|inflight| inflight.recover(next_used));
@@ -120,6 +121,11 @@ impl SplitRing {
         self.call = call;
         // A signal may have been due while there was nobody to signal.
         self.ring_call();
+    }
+
+    /// Marks what is written to the used ring as `log` says from now on.
+    pub fn set_log(&mut self, log: &RingLog) {
+        self.memory.set_log(log.used.clone());
     }
 
     /// Tells the front end that the vring stopped by itself (vhost-user, "VHOST_USER_SET_VRING_ERR").

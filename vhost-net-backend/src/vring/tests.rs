@@ -16,8 +16,8 @@ use crate::guest_memory::{InflightArea, RegionSpec};
 use crate::ring_state::NicState;
 
 pub(crate) const VERSION_1: u64 = 1 << 32;
-pub(super) const MERGE: u64 = 1 << 15;
-pub(super) const EVENT_IDX: u64 = 1 << 29;
+pub(crate) const MERGE: u64 = 1 << 15;
+pub(crate) const EVENT_IDX: u64 = 1 << 29;
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
@@ -60,6 +60,7 @@ impl Bench {
             err: None,
             state: None,
             inflight: None,
+            log: RingLog::default(),
         }
     }
 
@@ -96,6 +97,20 @@ impl Bench {
 
     pub(crate) fn write(&self, addr: u64, bytes: &[u8]) {
         self.ram.memory().write_slice(bytes, GuestAddress(addr)).unwrap();
+    }
+
+    /// All of guest memory as it is now.
+    pub(crate) fn snapshot(&self) -> Vec<u8> {
+        self.read(0, 4 << 20)
+    }
+
+    /// Where the used ring is.
+    pub(crate) fn used(&self) -> u64 {
+        self.layout.used
+    }
+
+    pub(crate) fn memory(&self) -> &GuestMemory {
+        &self.memory
     }
 
     pub(super) fn read(&self, addr: u64, len: usize) -> Vec<u8> {
@@ -784,6 +799,7 @@ fn a_buffer_over_two_regions_is_one_or_none() {
         err: None,
         state: None,
         inflight: None,
+        log: RingLog::default(),
     };
     let mut ring = TxRing::new(&mut { setup }).unwrap();
     let words = [(1_u64 << 20) - 32, 64];

@@ -9,7 +9,7 @@ use router::{PortId, Snapshot};
 use vhost_net_backend::counters::Counters;
 use vhost_net_backend::datapath::{Datapath, TxQueue};
 use vhost_net_backend::port::{Device, Negotiated, PortShared, PortTable};
-use vhost_net_backend::vring::{RingError, RingSetup, RxRing, TxRing};
+use vhost_net_backend::vring::{RingError, RingLog, RingSetup, RxRing, TxRing};
 
 /// The port that the front end has.
 const PORT: PortId = PortId(0);
@@ -107,6 +107,7 @@ impl Device for Bench {
         let pair = index / 2;
         if let Some(port) = self.port() {
             port.set_memory(&setup.memory);
+            port.set_log(&setup.log);
         }
         if index % 2 == 1 {
             let ring = TxRing::new(&mut setup)?;
@@ -145,6 +146,28 @@ impl Device for Bench {
             queue.ring.ring().set_call(call);
         }
     }
+
+    fn set_log(&mut self, index: usize, log: RingLog) {
+        if self.running.get(index) != Some(&true) {
+            self.misuse = Some("changes the log of a ring that is stopped");
+        }
+        if let Some(port) = self.port() {
+            port.set_log(&log);
+        }
+        if index.is_multiple_of(2) {
+            self.port().and_then(|port| port.with_rx(index / 2, |rx| rx.set_log(log)));
+        } else if let Some(Some(queue)) = self.tx.get_mut(index / 2) {
+            queue.ring.ring().set_log(&log);
+        }
+    }
+
+    fn idle(&mut self) {
+        if self.running.contains(&true) {
+            self.misuse = Some("is idle while a ring runs");
+        }
+    }
+
+    fn announce(&mut self) {}
 
     fn status(&mut self, _: &Negotiated) {}
 }
