@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::process::{self, Process};
 use crate::wait::wait_for;
-use crate::{Netns, Scenario, stats};
+use crate::{Manager, Netns, Scenario, stats};
 
 /// Time for the daemon to open its sockets.
 const START: Duration = Duration::from_secs(10);
@@ -26,6 +26,7 @@ pub struct Daemon {
     process: Process,
     netns: Option<String>,
     folder: TempDir,
+    manager: Option<Manager>,
 }
 
 impl Daemon {
@@ -38,9 +39,94 @@ impl Daemon {
         fs::write(folder.path().join("topology.toml"), scenario.toml()?)?;
         let netns = netns.map(|netns| netns.name().to_owned());
         let process = spawn(folder.path(), netns.as_deref())?;
-        let mut daemon = Self { process, netns, folder };
+        let mut daemon = Self { process, netns, folder, manager: None };
         daemon.ready()?;
         Ok(daemon)
+    }
+
+    /// As [`Self::start`], under a service manager that stores at most `max` descriptors.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_managed(scenario: &Scenario, netns: Option<&Netns>, max: usize) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("vmr").tempdir()?;
+        fs::write(folder.path().join("topology.toml"), scenario.toml()?)?;
+        let netns = netns.map(|netns| netns.name().to_owned());
+        let manager = Manager::new(folder.path(), max)?;
+        let (command, _held) = manager.wrap(&command(folder.path(), netns.as_deref(), &[])?)?;
+        let process = Process::spawn("vmrouter", command, folder.path())?;
+        let mut daemon = Self { process, netns, folder, manager: Some(manager) };
+        daemon.ready()?;
+        Ok(daemon)
+    }
+
+    /// What `systemctl restart` does: SIGTERM, and a new process with what the old one stored.
+    ///
+    /// # Errors
+    /// It is not managed, does not end, or does not come back.
+    pub fn restart_planned(&mut self) -> Result<()> {
+        self.end_managed()?;
+        self.restart_planned_after_end()
+    }
+
+    /// The second half of [`Self::restart_planned`].
+    ///
+    /// # Errors
+    /// It does not come back.
+    pub fn restart_planned_after_end(&mut self) -> Result<()> {
+        let manager = self.manager.as_mut().context("no manager")?;
+        let (command, held) = manager.wrap(&command(self.folder.path(), self.netns.as_deref(), &[])?)?;
+        self.process = Process::spawn("vmrouter", command, self.folder.path())?;
+        drop(held);
+        self.ready()?;
+        self.manager.as_mut().context("no manager")?.listen()?;
+        Ok(())
+    }
+
+    /// SIGTERM under a service manager, and everything that it sent until it ended.
+    ///
+    /// # Errors
+    /// It is not managed, or does not end well.
+    pub fn end_managed(&mut self) -> Result<()> {
+        self.process.signal(Signal::TERM)?;
+        let Self { process, manager, .. } = self;
+        let manager = manager.as_mut().context("no manager")?;
+        let status = wait_for("the end of vmrouter", Duration::from_secs(10), || {
+            manager.listen()?;
+            process.ended()
+        })?;
+        manager.listen()?;
+        ensure!(status.success(), "vmrouter ended with {status}\n{}", process.log());
+        Ok(())
+    }
+
+    /// The service manager's store.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn manager(&mut self) -> Result<&mut Manager> {
+        self.manager.as_mut().context("no manager")
+    }
+
+    /// Starts another process that takes over from the running one, which must end well.
+    ///
+    /// # Errors
+    /// Either does not do its part.
+    pub fn take_over(&mut self) -> Result<()> {
+        let next = command(self.folder.path(), self.netns.as_deref(), &["--take-over"])?;
+        let next = Process::spawn("vmrouter", next, self.folder.path())?;
+        let mut last = std::mem::replace(&mut self.process, next);
+        let status = last.wait(Duration::from_secs(10))?;
+        ensure!(status.success(), "vmrouter ended with {status}\n{}", last.log());
+        self.ready()
+    }
+
+    /// Replaces the file that the next process reads.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn rewrite(&self, scenario: &Scenario) -> Result<()> {
+        Ok(fs::write(self.folder.path().join("topology.toml"), scenario.toml()?)?)
     }
 
     /// Where its sockets are.
@@ -137,20 +223,32 @@ impl Daemon {
 }
 
 fn spawn(folder: &Path, netns: Option<&str>) -> Result<Process> {
+    Process::spawn("vmrouter", command(folder, netns, &[])?, folder)
+}
+
+fn command(folder: &Path, netns: Option<&str>, arguments: &[&str]) -> Result<Command> {
     let program = binary("vmrouter")?;
     let mut command = match netns {
-        None => Command::new(program),
+        None => Command::new("env"),
         Some(netns) => {
             let mut command = Command::new("ip");
-            command.args(["netns", "exec", netns]).arg(program);
+            command.args(["netns", "exec", netns, "env"]);
             command
         }
     };
-    command.arg("run").arg(folder.join("topology.toml")).arg("--run-dir").arg(folder.join("run"));
     // Whoever calls may run under a service manager; the test's daemon keeps to its own folder.
-    command.env_remove("RUNTIME_DIRECTORY").env_remove("NOTIFY_SOCKET");
-    command.env("STATE_DIRECTORY", folder.join("state")).env("XDG_STATE_HOME", folder.join("state"));
-    Process::spawn("vmrouter", command, folder)
+    command.args(["-u", "RUNTIME_DIRECTORY"]);
+    for name in ["STATE_DIRECTORY", "XDG_STATE_HOME"] {
+        command.arg(format!("{name}={}", folder.join("state").display()));
+    }
+    command
+        .arg(program)
+        .arg("run")
+        .arg(folder.join("topology.toml"))
+        .arg("--run-dir")
+        .arg(folder.join("run"));
+    command.args(arguments).env_remove("NOTIFY_SOCKET");
+    Ok(command)
 }
 
 /// A program of this workspace: in the folder named by `VMROUTER_BIN_DIR`, else beside the running test.

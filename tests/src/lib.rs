@@ -15,6 +15,7 @@ pub mod guest;
 pub mod hostile;
 pub mod iperf;
 pub mod kernel;
+pub mod manager;
 pub mod netns;
 pub mod pcap;
 pub mod process;
@@ -27,6 +28,7 @@ pub mod wan;
 
 pub use daemon::Daemon;
 pub use guest::{Guest, GuestOptions};
+pub use manager::Manager;
 pub use netns::Netns;
 pub use process::Process;
 pub use scenario::Scenario;

@@ -3,11 +3,14 @@
 //! In this order: counters, uplinks (their MACs are part of the snapshot), workers, sockets, control. Stopping goes the
 //! other way round, so that every vring is stopped by its session while its worker still runs.
 
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::time::Instant;
 
 use anyhow::Context;
+use crossbeam::channel::Sender;
 use router::snapshot::PortKind;
 use router::{PortId, Snapshot};
 use topology::{Mac, Topology, UplinkKind};
@@ -16,13 +19,16 @@ use crate::control::{self, ControlServer};
 use crate::counters::{Counters, Identity};
 use crate::device::PortDevice;
 use crate::gather::Gathering;
+use crate::handover::Inherited;
+use crate::handover::collect::Collected;
 use crate::health::Health;
 use crate::port::{Device, PortShared, PortTable, lock};
 use crate::ring_state::{NicState, Store};
 use crate::uplink::keeper::{self, Keeper, Kept, hand_out, report};
 use crate::uplink::tap_device::{self, TapConfig, TapDevice};
+use crate::uplink::{Tap, UplinkEvent};
 use crate::vhost_user::{Attach, End, ListenPort, Listeners, Ports, Role, SessionConfig, SessionError};
-use crate::worker::{self, Command, WorkerHandle, WorkerSetup};
+use crate::worker::{self, Command, WorkerHandle, WorkerSetup, WorkerThread};
 
 /// What the rest of the daemon (control, CLI) may look at while it runs.
 #[derive(Clone, Debug)]
@@ -49,7 +55,7 @@ pub struct Daemon {
     listeners: Listeners,
     keeper: Keeper,
     workers: Arc<[WorkerHandle]>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<WorkerThread>,
 }
 
 impl Daemon {
@@ -58,12 +64,23 @@ impl Daemon {
     /// # Errors
     /// Whatever could not be created, with its path or name.
     pub fn start(topology: Topology, run_dir: &Path) -> anyhow::Result<Self> {
+        Self::start_with(topology, run_dir, Inherited::default())
+    }
+
+    /// The same, and goes on with what the last daemon handed over. What does not fit is closed.
+    ///
+    /// Guests can receive before anybody can send: receive vrings, uplinks, transmit vrings.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with(topology: Topology, run_dir: &Path, inherited: Inherited) -> anyhow::Result<Self> {
         std::fs::create_dir_all(run_dir).with_context(|| format!("cannot create {}", run_dir.display()))?;
+        let Inherited { counters: left, taps, ports: left_ports } = inherited;
         let count = topology.router.cpus.len().max(1);
         let stats = run_dir.join("stats");
-        let counters = Counters::create(&stats, count, &Identity::all(&topology))
+        let counters = Counters::carry_on(&stats, count, &Identity::all(&topology), left.as_ref())
             .with_context(|| format!("cannot create {}", stats.display()))?;
-        let (kept, taps) = open_uplinks(&topology, count)?;
+        let (kept, taps) = open_uplinks(&topology, count, taps)?;
         let mut macs = vec![Mac::default(); topology.uplinks.len()];
         for (uplink, tap) in kept.iter().zip(&taps) {
             macs.get_mut(uplink.index).into_iter().for_each(|mac| *mac = tap.mac);
@@ -79,21 +96,19 @@ impl Daemon {
             |state: &Option<Arc<NicState>>| state.as_ref().is_some_and(|nic| nic.is_attached());
         let gathering = Gathering::of(&states.iter().map(was_attached).collect::<Vec<_>>());
         let events = keeper::channel();
-        let started: anyhow::Result<Vec<_>> =
-            (0..count).map(|index| start_worker(&view, index, events.0.clone(), gathering.clone())).collect();
-        let (workers, threads): (Vec<_>, Vec<_>) = started?.into_iter().unzip();
-        let workers: Arc<[WorkerHandle]> = workers.into();
+        let (workers, threads) = start_workers(&view, &events.0, &gathering)?;
         for port in view.ports.iter().filter(|port| port.is_uplink) {
             let built = kept.iter().any(|uplink| uplink.port == port.id);
             report(&view.ports, port.id, (!built).then_some("this kind of uplink does not carry frames yet"));
         }
-        kept.iter().zip(taps).for_each(|(uplink, tap)| hand_out(uplink.port, tap, &workers));
-        let keeper =
-            keeper::spawn(kept, macs, topology, Arc::clone(&view.ports), Arc::clone(&workers), events)?;
         let (ports, handles) = (Arc::clone(&view.ports), Arc::clone(&workers));
         let attachments = Attachments { ports, workers: handles, states, gathering };
         let group = Some(view.topology.router.socket_group.as_str());
-        let listeners = Listeners::start(listen_ports(&view), group, Arc::new(attachments))?;
+        let prepared = Listeners::prepare(listen_ports(&view), group, Arc::new(attachments), left_ports)?;
+        kept.iter().zip(taps).for_each(|(uplink, tap)| hand_out(uplink.port, tap, &workers));
+        let keeper =
+            keeper::spawn(kept, macs, topology, Arc::clone(&view.ports), Arc::clone(&workers), events)?;
+        let listeners = prepared.start()?;
         let control = control::serve(view.clone()).context("cannot start the control socket")?;
         Ok(Self { view, control, listeners, keeper, workers, threads })
     }
@@ -115,6 +130,54 @@ impl Daemon {
         }
         self.keeper.stop();
     }
+
+    /// Stops every thread, and takes everything apart for the next daemon: VMMs stay connected, guests' frames wait in
+    /// their rings and in the kernel's queues. The order is that of [`handover`](crate::handover).
+    #[must_use]
+    pub fn hand_over(self) -> Collected {
+        let Self { view, control, listeners, keeper, workers, threads } = self;
+        let begun = Instant::now();
+        control.stop();
+        let ports = listeners.park();
+        workers.iter().for_each(|worker| worker.send(Command::Stop));
+        let mut taps: HashMap<PortId, Vec<Tap>> = HashMap::new();
+        // A worker that panicked has said so already.
+        for (port, tap) in threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()) {
+            taps.entry(port).or_default().push(tap);
+        }
+        keeper.leave();
+        let mut collected = Collected::default();
+        collected.counters(view.counters.boot(), &view.run_dir.join("stats"));
+        for (id, port) in port_ids(&view.snapshot) {
+            let PortKind::Uplink(uplink) = &port.kind else { continue };
+            let kind = view.topology.uplinks.get(uplink.index).map(|uplink| &uplink.kind);
+            let Some(UplinkKind::Tap { device }) = kind else { continue };
+            taps.remove(&id).into_iter().for_each(|queues| collected.tap(device, queues));
+        }
+        for port in ports {
+            let shared = view.ports.get(port.port.id.index());
+            let connects = shared.map_or(0, |shared| lock(&shared.status).connects);
+            collected.port(port, connects);
+        }
+        let (connections, took) = (collected.connections(), begun.elapsed());
+        tracing::info!(connections, ?took, "everything is ready for the next daemon");
+        collected
+    }
+}
+
+/// Every worker, and its thread.
+type Workers = (Arc<[WorkerHandle]>, Vec<WorkerThread>);
+
+fn start_workers(
+    view: &View,
+    events: &Sender<UplinkEvent>,
+    gathering: &Gathering,
+) -> anyhow::Result<Workers> {
+    let count = view.topology.router.cpus.len().max(1);
+    let started: anyhow::Result<Vec<_>> =
+        (0..count).map(|index| start_worker(view, index, events.clone(), gathering.clone())).collect();
+    let (workers, threads): (Vec<_>, Vec<_>) = started?.into_iter().unzip();
+    Ok((workers.into(), threads))
 }
 
 fn port_ids(snapshot: &Snapshot) -> impl Iterator<Item = (PortId, &router::snapshot::Port)> {
@@ -129,8 +192,13 @@ fn shared_port(id: PortId, port: &router::snapshot::Port) -> PortShared {
     PortShared::new(id, port.name.clone(), pairs)
 }
 
-/// Opens the taps; other kinds of uplink are left down, which `run` allows only with `--allow-unenforced`.
-fn open_uplinks(topology: &Topology, queues: usize) -> anyhow::Result<(Vec<Kept>, Vec<TapDevice>)> {
+/// Opens the taps, or goes on with those that are `left`; other kinds of uplink are left down, which `run` allows only with
+/// `--allow-unenforced`.
+fn open_uplinks(
+    topology: &Topology,
+    queues: usize,
+    mut left: HashMap<String, Vec<OwnedFd>>,
+) -> anyhow::Result<(Vec<Kept>, Vec<TapDevice>)> {
     let without_macs = Snapshot::build(topology, &[]);
     let (mut kept, mut taps) = (Vec::new(), Vec::new());
     for (id, port) in port_ids(&without_macs) {
@@ -147,7 +215,11 @@ fn open_uplinks(topology: &Topology, queues: usize) -> anyhow::Result<(Vec<Kept>
             mtu: wanted.mtu,
             queues,
         };
-        taps.push(tap_device::open(&config)?);
+        let adopted = left.remove(device).and_then(|queues| {
+            let adopted = tap_device::adopt(&config, queues);
+            adopted.inspect_err(|error| tracing::warn!(device, %error, "the tap is opened anew")).ok()
+        });
+        taps.push(adopted.map_or_else(|| tap_device::open(&config), Ok)?);
         kept.push(Kept { port: id, index: uplink.index, config, up: true, gone: false });
     }
     Ok((kept, taps))
@@ -156,9 +228,9 @@ fn open_uplinks(topology: &Topology, queues: usize) -> anyhow::Result<(Vec<Kept>
 fn start_worker(
     view: &View,
     index: usize,
-    uplink_events: crossbeam::channel::Sender<crate::uplink::UplinkEvent>,
+    uplink_events: Sender<UplinkEvent>,
     gathering: Gathering,
-) -> anyhow::Result<(WorkerHandle, JoinHandle<()>)> {
+) -> anyhow::Result<(WorkerHandle, WorkerThread)> {
     let setup = WorkerSetup {
         index,
         cpu: view.topology.router.cpus.get(index).copied(),
@@ -245,12 +317,13 @@ impl Attachments {
 
 impl Ports for Attachments {
     fn attach(&self, attach: Attach) -> Box<dyn Device + Send> {
-        let Attach { port, peer, hangup } = attach;
+        let Attach { port, peer, hangup, connects } = attach;
         let (ports, workers) = (Arc::clone(&self.ports), Arc::clone(&self.workers));
         let state = self.states.get(port.index()).cloned().flatten();
         Box::new(
             PortDevice::new(port, peer, Some(hangup), ports, workers)
-                .with_state(state, self.gathering.clone()),
+                .with_state(state, self.gathering.clone())
+                .with_connects(connects),
         )
     }
 

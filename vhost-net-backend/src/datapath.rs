@@ -108,6 +108,13 @@ impl Datapath {
         }
     }
 
+    /// Gives its queues of all uplinks away.
+    #[must_use]
+    pub fn take_taps(&mut self) -> Vec<(PortId, Tap)> {
+        let taps = (0..).map(PortId).zip(&mut self.taps);
+        taps.filter_map(|(port, tap)| Some((port, tap.take()?))).collect()
+    }
+
     /// This worker's queue of an uplink.
     #[must_use]
     pub fn tap(&self, port: PortId) -> Option<&Tap> {

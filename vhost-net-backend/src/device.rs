@@ -48,6 +48,17 @@ impl PortDevice {
         Self { rings, seat }
     }
 
+    /// For a VMM whose connection the last daemon had: that many were made until now.
+    #[must_use]
+    pub fn with_connects(self, connects: u64) -> Self {
+        if connects > 0
+            && let Some(shared) = self.rings.shared()
+        {
+            lock(&shared.status).connects = connects;
+        }
+        self
+    }
+
     /// Keeps how far its vrings are in `state`, and says in `gathering` when they can receive.
     #[must_use]
     pub fn with_state(mut self, state: Option<Arc<NicState>>, gathering: Gathering) -> Self {

@@ -10,7 +10,8 @@
 //! finished rings to the workers through [`port`]. What all threads share is the table of ports and the counters
 //! in the mapped stats file ([`counters`]); configuration reaches a worker as a message that carries a new snapshot.
 //! Guest memory is only touched through [`guest_memory`]. What the next daemon needs after a crash of this one is
-//! written by [`ring_state`].
+//! written by [`ring_state`]; a planned restart hands
+//! everything to it ([`handover`]).
 
 pub mod cli;
 pub mod control;
@@ -24,6 +25,7 @@ pub mod egress;
 pub mod gather;
 pub mod groups;
 pub mod guest_memory;
+pub mod handover;
 pub mod health;
 #[cfg(test)]
 mod models;

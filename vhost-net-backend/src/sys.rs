@@ -1,10 +1,14 @@
-//! System calls without a safe wrapper: tap devices, writing guest buffers to a file descriptor, signals that never wait.
-#![expect(unsafe_code, reason = "ioctl, writev and io_submit; audited in this file only")]
+//! System calls without a safe wrapper: tap devices, descriptors of the service manager, writing guest buffers to a file descriptor, signals that never wait.
+#![expect(
+    unsafe_code,
+    reason = "ioctl, writev, io_submit and descriptors by number; audited in this file only"
+)]
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{Mode, OFlags, open};
 use topology::Mac;
@@ -42,6 +46,42 @@ pub fn open_tap(name: &str, queues: usize) -> io::Result<OwnedFd> {
         check(libc::ioctl(tun.as_raw_fd(), libc::TUNSETOFFLOAD, offloads))?;
     }
     Ok(tun)
+}
+
+/// Which tap device a queue belongs to.
+///
+/// # Errors
+/// It is no queue of a tap, or one without vnet headers.
+pub fn tap_name(queue: BorrowedFd<'_>) -> io::Result<String> {
+    // SAFETY: all zeros is a legal ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: the ioctl fills the ifreq it is given, name and flags (linux/if_tun.h); another file refuses it.
+    let flags = unsafe {
+        check(libc::ioctl(queue.as_raw_fd(), libc::TUNGETIFF, &raw mut request))?;
+        libc::c_int::from(request.ifr_ifru.ifru_flags)
+    };
+    let wanted = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    if flags & wanted != wanted {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a queue with other flags"));
+    }
+    let name: Vec<u8> = request.ifr_name.iter().map(|c| c.cast_unsigned()).take_while(|c| *c != 0).collect();
+    Ok(String::from_utf8_lossy(&name).into_owned())
+}
+
+/// Takes the descriptors that the service manager passed to this process, with their names (sd_listen_fds(3)). The second
+/// call finds none.
+///
+/// # Errors
+/// The variables make no sense, or a descriptor is not there.
+pub fn listen_fds() -> io::Result<Vec<(OwnedFd, String)>> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::AcqRel) {
+        return Ok(Vec::new());
+    }
+    let passed = sd_notify::listen_fds_with_names()?;
+    // SAFETY: they are open (the call above set a flag on each), meant for this process and nobody else's: the variables
+    // name our process id, and this is the only place that looks at them, once.
+    Ok(passed.map(|(fd, name)| (unsafe { OwnedFd::from_raw_fd(fd) }, name)).collect())
 }
 
 /// The MAC of the interface `name`, and whether it is up.

@@ -168,18 +168,21 @@ pub struct Worker {
     deaths: u64,
 }
 
+/// A worker's thread; it ends with the queues of uplinks that it had.
+pub type WorkerThread = JoinHandle<Vec<(PortId, Tap)>>;
+
 /// Starts a worker's thread.
 ///
 /// # Errors
 /// No file descriptor or thread could be had.
-pub fn spawn(setup: WorkerSetup) -> io::Result<(WorkerHandle, JoinHandle<()>)> {
+pub fn spawn(setup: WorkerSetup) -> io::Result<(WorkerHandle, WorkerThread)> {
     let (index, cpu) = (setup.index, setup.cpu);
     let (handle, worker) = prepare(setup)?;
     let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
         if let Some(cpu) = cpu {
             pin(cpu);
         }
-        worker.run();
+        worker.run()
     })?;
     Ok((handle, thread))
 }
@@ -223,13 +226,13 @@ fn pin(cpu: usize) {
 
 impl Worker {
     /// Until [`Command::Stop`].
-    fn run(mut self) {
+    fn run(mut self) -> Vec<(PortId, Tap)> {
         let (mut last_frame, mut rounds) = (Instant::now(), 0_u32);
         loop {
             let now = Instant::now();
             if let Some(pause) = self.gathering.pause(now) {
                 if !self.wait(Some(pause)) {
-                    return;
+                    return self.datapath.take_taps();
                 }
                 continue;
             }
@@ -250,7 +253,7 @@ impl Worker {
             let timeout =
                 if stay || self.arm_all() { Some(Duration::ZERO) } else { self.until_next_advert(now) };
             if !self.wait(timeout) {
-                return;
+                return self.datapath.take_taps();
             }
         }
     }

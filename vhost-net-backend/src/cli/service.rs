@@ -1,6 +1,7 @@
 //! The daemon's main thread while it runs: signals, the workers' health, and what the service manager is told of both.
 
 use std::collections::BTreeSet;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,6 +13,8 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::text::count;
 use super::{Exit, Failure, check, notify};
 use crate::daemon::View;
+use crate::handover::fd_store;
+use crate::handover::take_over::Door;
 use crate::health::{self, Judge};
 use crate::port::lock;
 
@@ -19,6 +22,17 @@ use crate::port::lock;
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Looks in each period of the service manager's watchdog. A worker is given up after three, so one hitch is no end.
 const LOOKS_PER_WATCHDOG: u32 = 4;
+
+/// What ends the daemon.
+#[derive(Debug)]
+pub enum End {
+    /// For good.
+    Stop,
+    /// A service manager, which may be about to start the next one.
+    Manager,
+    /// The next one, which has asked for everything.
+    Successor(UnixStream),
+}
 
 /// What the main thread waits for; made before the daemon starts, so that nothing that comes early is lost.
 #[derive(Debug)]
@@ -48,19 +62,21 @@ impl Service {
         Ok(service)
     }
 
-    /// Returns on SIGTERM or SIGINT.
+    /// Returns on SIGTERM or SIGINT, or when a successor asks.
     ///
     /// # Errors
     /// A thread that the daemon cannot do without has panicked; nothing can be trusted to stop in order any more.
-    pub async fn run(mut self, view: &View, file: &Path) -> Result<(), Failure> {
+    pub async fn run(mut self, view: &View, file: &Path, door: &Door) -> Result<End, Failure> {
         let mut told = Told { status: status(view), judge: Judge::default(), feeds: self.watchdog.is_some() };
         notify::notify(&[NotifyState::Ready, NotifyState::Status(&told.status)]);
         let mut looks = interval(look_every(self.watchdog));
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
+        let end = loop {
             tokio::select! {
-                _ = self.terminate.recv() => break,
-                _ = self.interrupt.recv() => break,
+                // The service manager sends it for a stop and for a restart, and keeps what it is given for a restart only.
+                _ = self.terminate.recv() => break if fd_store::is_there() { End::Manager } else { End::Stop },
+                _ = self.interrupt.recv() => break End::Stop,
+                stream = door.successor() => break End::Successor(stream),
                 Some(thread) = self.failed.recv() => return Err(broken(&thread)),
                 _ = self.hangup.recv() => {
                     notify::reloading();
@@ -69,9 +85,9 @@ impl Service {
                 }
                 _ = looks.tick() => told.look(view),
             }
-        }
+        };
         notify::notify(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
-        Ok(())
+        Ok(end)
     }
 }
 

@@ -43,14 +43,21 @@ pub enum ReadError {
 /// # Errors
 /// [`ReadError`] says what is wrong with it.
 pub fn read(path: &Path) -> Result<StatsFile, ReadError> {
-    let file = File::open(path)?;
+    read_open(&File::open(path)?)
+}
+
+/// The same for a file that may have lost its name.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_open(file: &File) -> Result<StatsFile, ReadError> {
     for _ in 0..TRIES {
-        let before = Part::read(&file, 0, layout::HEADER)?;
+        let before = Part::read(file, 0, layout::HEADER)?;
         let header = Header::parse(&before).ok_or(ReadError::Format)?;
-        let found = header.directory(&file)?;
-        let after = Part::read(&file, 0, layout::HEADER)?;
+        let found = header.directory(file)?;
+        let after = Part::read(file, 0, layout::HEADER)?;
         if before == after && header.sequence.is_multiple_of(2) {
-            return header.counters(&file, found);
+            return header.counters(file, found);
         }
         std::thread::sleep(Duration::from_millis(1));
     }

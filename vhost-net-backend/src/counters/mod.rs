@@ -23,6 +23,7 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory as _};
 
+use crate::handover::inherited::CountersLeft;
 use layout::Layout;
 
 pub use identity::Identity;
@@ -129,16 +130,43 @@ impl Counters {
     /// When another daemon has the directory, when the file cannot be created or mapped, or when the file system has no
     /// room for all of it.
     pub fn create(path: &Path, workers: usize, ports: &[Identity]) -> io::Result<Self> {
+        Self::carry_on(path, workers, ports, None)
+    }
+
+    /// As [`Self::create`], but goes on counting where the last daemon stopped, under its boot id.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub fn carry_on(
+        path: &Path,
+        workers: usize,
+        ports: &[Identity],
+        left: Option<&CountersLeft>,
+    ) -> io::Result<Self> {
         let locked = lock(path.parent().unwrap_or(Path::new(".")))?;
         let layout = Layout::new(workers, ports.len());
-        let boot = Boot { id: boot_id()?, pid: std::process::id(), started: SystemTime::now() };
+        let mut boot = Boot { id: boot_id()?, pid: std::process::id(), started: SystemTime::now() };
+        let counted = left.and_then(|left| {
+            let found = file::read_open(&left.stats);
+            found.inspect_err(|error| tracing::warn!(%error, "the counters start at zero")).ok()
+        });
+        if let (Some(left), Some(_)) = (left, &counted) {
+            (boot.id, boot.started) = (left.boot_id.clone(), left.started);
+        }
         let new = path.with_extension("new");
         let file = layout::create_file(&new, layout.len())?;
         let region =
             MmapRegion::from_file(FileOffset::new(file, 0), layout.len()).map_err(io::Error::other)?;
         layout.write(&region, &boot, ports)?;
+        let file = Some((path.to_owned(), locked));
+        let counters = Self(Arc::new(Shared { region, layout, boot, file }));
+        // By name: the last daemon may have had other ports, in another order.
+        for (identity, tally) in counted.map(|counted| counted.ports).unwrap_or_default() {
+            let port = (0..).map(PortId).zip(ports).find(|(_, port)| **port == identity);
+            port.into_iter().for_each(|(port, _)| counters.block(0, port).begin_with(&tally));
+        }
         fs::rename(&new, path)?;
-        Ok(Self(Arc::new(Shared { region, layout, boot, file: Some((path.to_owned(), locked)) })))
+        Ok(counters)
     }
 
     /// The block that worker `worker` writes for `port`. What is added to a block that does not exist is lost.
@@ -225,6 +253,17 @@ impl CounterBlock<'_> {
     #[inline]
     pub fn dropped(self, reason: DropReason) {
         self.bump(Counter::ALL.len() + reason_index(reason), 1);
+    }
+
+    /// Adds all of a tally; frames that were held then are nowhere now.
+    fn begin_with(self, tally: &Tally) {
+        for counter in Counter::ALL.into_iter().filter(|counter| *counter != Counter::Held) {
+            self.add(counter, tally.get(counter));
+        }
+        let drops = tally.drops();
+        for (slot, reason) in (Counter::ALL.len()..).zip(DropReason::ALL) {
+            self.bump(slot, drops.get(reason.name()).copied().unwrap_or_default());
+        }
     }
 
     #[inline]

@@ -87,6 +87,14 @@ impl Keeper {
     }
 }
 
+impl Keeper {
+    /// Ends the thread and leaves everything as it is, for the next daemon.
+    pub fn leave(self) {
+        let _ = self.events.send(UplinkEvent::Leave);
+        let _ = self.thread.join();
+    }
+}
+
 impl Keeping {
     fn run(mut self, reports: &Receiver<UplinkEvent>) {
         loop {
@@ -101,6 +109,7 @@ impl Keeping {
                 Ok(UplinkEvent::Gone(port)) => self.lose(port),
                 Ok(UplinkEvent::Changed) => self.look(),
                 Err(RecvTimeoutError::Timeout) => self.mend(),
+                Ok(UplinkEvent::Leave) => return,
                 Ok(UplinkEvent::Stop) | Err(RecvTimeoutError::Disconnected) => break,
             }
         }

@@ -22,4 +22,6 @@ pub enum UplinkEvent {
     Changed,
     /// The daemon ends.
     Stop,
+    /// The daemon ends, and the next one takes the devices over as they are.
+    Leave,
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use anyhow::Context;
 use futures::TryStreamExt;
@@ -52,6 +52,22 @@ pub fn open(config: &TapConfig) -> anyhow::Result<TapDevice> {
     let queues = queues.with_context(|| {
         format!("cannot open the tap {device}: it takes root or CAP_NET_ADMIN, and a device that nobody else holds")
     })?;
+    restore(config)?;
+    let (mac, _) = sys::interface(device).with_context(|| format!("cannot read the MAC of {device}"))?;
+    Ok(TapDevice { mac, queues })
+}
+
+/// Goes on with the queues that the last daemon had, if they are of this device and as many as are wanted.
+///
+/// # Errors
+/// They are not, or what the kernel refused.
+pub fn adopt(config: &TapConfig, queues: Vec<OwnedFd>) -> anyhow::Result<TapDevice> {
+    let device = &config.device;
+    anyhow::ensure!(queues.len() == config.queues, "{} queues, not {}", queues.len(), config.queues);
+    for queue in &queues {
+        let found = sys::tap_name(queue.as_fd())?;
+        anyhow::ensure!(found == *device, "a queue of {found:?}");
+    }
     restore(config)?;
     let (mac, _) = sys::interface(device).with_context(|| format!("cannot read the MAC of {device}"))?;
     Ok(TapDevice { mac, queues })

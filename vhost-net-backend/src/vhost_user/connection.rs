@@ -3,10 +3,11 @@
 //! A VMM may send nothing for days, but once a message has begun it must end within [`PATIENCE`], and an answer must
 //! be taken within the same time. The thread serves this VMM alone, so that nobody else waits for it.
 
+use std::cell::Cell;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -25,6 +26,8 @@ use crate::port::Device;
 
 /// Longest time for one message to arrive, or for one answer to be taken.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The same once the connection is to be parked: everybody else waits meanwhile.
+const HURRY: Duration = Duration::from_millis(200);
 /// Most descriptors that a message may carry; SET_MEM_TABLE has one a region.
 const MAX_FDS: usize = 32;
 
@@ -46,6 +49,9 @@ pub enum End {
     /// A message was wrong, and nothing could be answered.
     #[error("{0}")]
     Protocol(#[from] SessionError),
+    /// It goes on in another process: nothing was stopped or closed.
+    #[error("the connection is handed over")]
+    Parked,
     /// The kernel refused.
     #[error("socket: {0}")]
     Io(#[from] io::Error),
@@ -87,16 +93,51 @@ pub(super) trait Observer {
     fn refused(&mut self, error: &SessionError);
 }
 
-/// Serves one front end until it goes or errs; afterwards all rings are stopped.
+/// A connection, and what makes its thread leave it between two messages.
+pub(super) struct Line<'a> {
+    pub(super) stream: &'a UnixStream,
+    /// Readable once the connection is to be parked; never read.
+    park: BorrowedFd<'a>,
+    /// When a message under way must be over, if it is to be parked.
+    hurry: Cell<Option<Instant>>,
+}
+
+impl<'a> Line<'a> {
+    pub(super) fn new(stream: &'a UnixStream, park: BorrowedFd<'a>) -> Self {
+        Self { stream, park, hurry: Cell::new(None) }
+    }
+
+    /// Waits for the first byte of a message.
+    fn wait_idle(&self) -> Result<(), End> {
+        let fds = [(self.stream.as_fd(), PollFlags::IN), (self.park, PollFlags::IN)];
+        if wait_any(fds, None)? == [true, false] { Ok(()) } else { Err(End::Parked) }
+    }
+
+    /// Waits in the middle of a message; false when the time is over.
+    fn wait(&self, flags: PollFlags, deadline: Instant) -> Result<bool, End> {
+        if self.hurry.get().is_none() {
+            let fds = [(self.stream.as_fd(), flags), (self.park, PollFlags::IN)];
+            let [ready, park] = wait_any(fds, Some(deadline))?;
+            if ready || !park {
+                return Ok(ready);
+            }
+            self.hurry.set(Some(Instant::now() + HURRY));
+        }
+        let deadline = self.hurry.get().map_or(deadline, |hurry| hurry.min(deadline));
+        Ok(wait_any([(self.stream.as_fd(), flags)], Some(deadline))? == [true])
+    }
+}
+
+/// Serves one front end until it goes or errs; afterwards all rings are stopped, unless the connection is parked.
 pub(super) fn serve(
-    stream: &UnixStream,
+    line: &Line<'_>,
     session: &mut Session,
     device: &mut dyn Device,
     observer: &mut dyn Observer,
 ) -> End {
-    let mut attached = false;
+    let mut attached = session.is_running();
     let end = loop {
-        let outcome = read_message(stream).map(|(message, fds)| session.handle(&message, fds, device));
+        let outcome = read_message(line).map(|(message, fds)| session.handle(&message, fds, device));
         if !attached && session.is_running() {
             attached = true;
             observer.attached(session);
@@ -112,13 +153,15 @@ pub(super) fn serve(
             Err(end) => break end,
         };
         if let Some((reply, file)) = reply
-            && let Err(end) = write_reply(stream, &reply, file.as_ref())
+            && let Err(end) = write_reply(line, &reply, file.as_ref())
         {
             break end;
         }
     };
-    session.close(device);
-    shut(stream);
+    if !matches!(end, End::Parked) {
+        session.close(device);
+        shut(line.stream);
+    }
     end
 }
 
@@ -127,21 +170,21 @@ fn shut(stream: &UnixStream) {
     let _ = stream.shutdown(Shutdown::Both);
 }
 
-fn read_message(stream: &UnixStream) -> Result<(Message, Vec<OwnedFd>), End> {
-    wait(stream, PollFlags::IN, None)?;
+fn read_message(line: &Line<'_>) -> Result<(Message, Vec<OwnedFd>), End> {
+    line.wait_idle()?;
     let deadline = Instant::now() + PATIENCE;
     let mut fds = Vec::new();
     let mut header = [0; HEADER_LEN];
-    read_exactly(stream, &mut header, &mut fds, deadline, End::Closed)?;
+    read_exactly(line, &mut header, &mut fds, deadline, End::Closed)?;
     let header = Header::parse(header)?;
     let mut payload = vec![0; header.size];
-    read_exactly(stream, &mut payload, &mut fds, deadline, End::Cut)?;
+    read_exactly(line, &mut payload, &mut fds, deadline, End::Cut)?;
     Ok((Message { header, payload }, fds))
 }
 
 /// Fills `bytes`; `at_once` is the end to report if not even the first byte comes.
 fn read_exactly(
-    stream: &UnixStream,
+    line: &Line<'_>,
     bytes: &mut [u8],
     fds: &mut Vec<OwnedFd>,
     deadline: Instant,
@@ -149,12 +192,12 @@ fn read_exactly(
 ) -> Result<(), End> {
     let mut done = 0;
     while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
-        match receive(stream, rest, fds) {
+        match receive(line.stream, rest, fds) {
             Ok(0) if done == 0 => return Err(at_once),
             Ok(0) => return Err(End::Cut),
             Ok(n) => done += n,
             Err(End::Io(e)) if e.kind() == io::ErrorKind::WouldBlock => {
-                if !wait(stream, PollFlags::IN, Some(deadline))? {
+                if !line.wait(PollFlags::IN, deadline)? {
                     return Err(End::TimedOut("a message"));
                 }
             }
@@ -184,18 +227,18 @@ fn receive(stream: &UnixStream, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> Res
 }
 
 /// The file goes with the first byte.
-fn write_reply(stream: &UnixStream, reply: &[u8], mut file: Option<&OwnedFd>) -> Result<(), End> {
+fn write_reply(line: &Line<'_>, reply: &[u8], mut file: Option<&OwnedFd>) -> Result<(), End> {
     let deadline = Instant::now() + PATIENCE;
     let mut rest = reply;
     while !rest.is_empty() {
-        let sent = rustix::io::retry_on_intr(|| send_some(stream, rest, file));
+        let sent = rustix::io::retry_on_intr(|| send_some(line.stream, rest, file));
         match sent {
             Ok(n) => {
                 file = file.filter(|_| n == 0);
                 rest = rest.get(n..).unwrap_or_default();
             }
             Err(Errno::AGAIN) => {
-                if !wait(stream, PollFlags::OUT, Some(deadline))? {
+                if !line.wait(PollFlags::OUT, deadline)? {
                     return Err(End::TimedOut("taking an answer"));
                 }
             }
@@ -217,14 +260,18 @@ fn send_some(stream: &UnixStream, bytes: &[u8], file: Option<&OwnedFd>) -> Resul
     sendmsg(stream, &[IoSlice::new(bytes)], &mut control, flags)
 }
 
-/// Waits until the socket is ready; false when the deadline passed first.
-fn wait(stream: &UnixStream, flags: PollFlags, deadline: Option<Instant>) -> Result<bool, End> {
+/// Waits until one is ready, and says which are; none when the deadline passed first.
+fn wait_any<const N: usize>(
+    fds: [(BorrowedFd<'_>, PollFlags); N],
+    deadline: Option<Instant>,
+) -> Result<[bool; N], End> {
+    let mut polled = fds.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags));
     loop {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         // A time that does not fit the kernel's type is as good as for ever.
         let left = left.and_then(|left| Timespec::try_from(left).ok());
-        match poll(&mut [PollFd::from_borrowed_fd(stream.as_fd(), flags)], left.as_ref()) {
-            Ok(ready) => return Ok(ready > 0),
+        match poll(&mut polled, left.as_ref()) {
+            Ok(_) => return Ok(polled.each_ref().map(|fd| !fd.revents().is_empty())),
             Err(Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),
         }

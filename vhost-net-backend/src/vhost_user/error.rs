@@ -85,6 +85,9 @@ pub enum SessionError {
     /// The configuration space is read-only.
     #[error("the configuration space cannot be written")]
     ReadOnlyConfig,
+    /// A session of the last daemon that cannot go on in this one.
+    #[error("the session that was handed over {0}")]
+    HandedOver(&'static str),
     /// A file descriptor could not be duplicated or set up.
     #[error("cannot set up a file descriptor")]
     Fd(#[source] std::io::Error),

@@ -5,9 +5,10 @@
 //! [`Device`]). It has to run as the same user, or as root. Others are turned away, unless one of the two has
 //! already gone: then they wait until that one's rings are stopped, and take its place.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,9 +25,10 @@ use super::connection::{End, Hangup};
 use super::dial::Dialer;
 use super::error::SessionError;
 use super::owners::MemoryOwners;
-use super::served_port::ServedPort;
+use super::served_port::{ServedPort, StoppedPort};
 use super::session::SessionConfig;
 use super::socket_file;
+use crate::handover::inherited::PortLeft;
 use crate::port::{Device, Peer};
 
 /// Stack of the listening thread, bytes: no recursion, no packet passes here.
@@ -72,6 +74,8 @@ pub struct Attach {
     pub peer: Peer,
     /// Ends the connection.
     pub hangup: Hangup,
+    /// Connections to this port until now, if this one was taken over from the last daemon; else 0.
+    pub connects: u64,
 }
 
 /// The rest of the daemon, as the listeners see it. Called on the connections' threads.
@@ -91,10 +95,17 @@ pub(super) struct Shared {
     pub(super) daemon: Arc<dyn Ports>,
     pub(super) memory: Arc<MemoryOwners>,
     wake: OwnedFd,
+    /// Readable once connections are to be parked.
+    park: OwnedFd,
     stopping: AtomicBool,
 }
 
 impl Shared {
+    /// What the connections' threads wait for beside their VMMs.
+    pub(super) fn park(&self) -> BorrowedFd<'_> {
+        self.park.as_fd()
+    }
+
     /// Makes the listening thread look at everything again.
     pub(super) fn wake(&self) {
         // The counter of an eventfd that is read at each wake-up cannot be full.
@@ -105,7 +116,7 @@ impl Shared {
 /// The sockets of all ports, and the connections to them; dropping it ends them all.
 pub struct Listeners {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<Vec<StoppedPort>>>,
 }
 
 impl std::fmt::Debug for Listeners {
@@ -114,45 +125,98 @@ impl std::fmt::Debug for Listeners {
     }
 }
 
+/// Sockets that are there, and connections of the last daemon whose guests can receive but not send yet.
+pub struct Prepared(Acceptor);
+
+impl std::fmt::Debug for Prepared {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Prepared").finish_non_exhaustive()
+    }
+}
+
 impl Listeners {
-    /// Creates the sockets and begins to accept. `socket_group` may use them, if there is such a group and we may say so.
+    /// Creates the sockets, or takes them over. `socket_group` may use them, if there is such a group and we may say so.
     ///
     /// # Errors
     /// A socket cannot be created (its path is in the message), or the kernel has no more resources. Sockets made until
     /// then are removed again.
+    pub fn prepare(
+        ports: Vec<ListenPort>,
+        socket_group: Option<&str>,
+        daemon: Arc<dyn Ports>,
+        mut left: HashMap<String, PortLeft>,
+    ) -> io::Result<Prepared> {
+        let group = socket_group.and_then(socket_file::group_id);
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let (wake, park) = (eventfd(0, flags)?, eventfd(0, flags)?);
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, &wake, epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)?;
+        let stopping = AtomicBool::new(false);
+        let shared = Arc::new(Shared { daemon, memory: Arc::default(), wake, park, stopping });
+        let mut acceptor = Acceptor { epoll, shared, ports: Vec::new() };
+        for port in ports {
+            let left = left.remove(&port.name).filter(|left| left.path == port.path);
+            acceptor.open(port, group, left)?;
+        }
+        for name in left.into_keys() {
+            debug!(port = name, "the last daemon had a port that this one has not");
+        }
+        Ok(Prepared(acceptor))
+    }
+
+    /// The same with nothing of a daemon before, and begins to accept.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`].
     pub fn start(
         ports: Vec<ListenPort>,
         socket_group: Option<&str>,
         daemon: Arc<dyn Ports>,
     ) -> io::Result<Self> {
-        let group = socket_group.and_then(socket_file::group_id);
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        epoll::add(&epoll, &wake, epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)?;
-        let stopping = AtomicBool::new(false);
-        let shared = Arc::new(Shared { daemon, memory: Arc::default(), wake, stopping });
-        let mut acceptor = Acceptor { epoll, shared: Arc::clone(&shared), ports: Vec::new() };
-        for port in ports {
-            acceptor.open(port, group)?;
-        }
-        let thread = thread::Builder::new().name("listen".to_owned()).stack_size(STACK);
-        let thread = thread.spawn(move || acceptor.run())?;
-        Ok(Self { shared, thread: Some(thread) })
+        Self::prepare(ports, socket_group, daemon, HashMap::new())?.start()
     }
 
     /// Ends all connections, stops their rings and removes the sockets. Returns when everything is done.
     pub fn stop(self) {}
+
+    /// Parks all connections between two messages and stops the transmit vrings of all, for the next daemon. A VMM that
+    /// does not end its message in time loses its connection.
+    #[must_use]
+    pub fn park(mut self) -> Vec<StoppedPort> {
+        // Nobody reads it: it stays readable for every thread.
+        let _ = rustix::io::write(&self.shared.park, &1_u64.to_ne_bytes());
+        self.end()
+    }
+
+    fn end(&mut self) -> Vec<StoppedPort> {
+        self.shared.stopping.store(true, Ordering::Release);
+        self.shared.wake();
+        let ended = self.thread.take().map(JoinHandle::join);
+        ended.unwrap_or(Ok(Vec::new())).unwrap_or_else(|_| {
+            warn!("the listening thread panicked");
+            Vec::new()
+        })
+    }
 }
 
 impl Drop for Listeners {
     fn drop(&mut self) {
-        self.shared.stopping.store(true, Ordering::Release);
-        self.shared.wake();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            warn!("the listening thread panicked");
-        }
+        self.end();
+    }
+}
+
+impl Prepared {
+    /// Lets the guests of the last daemon send, and begins to accept.
+    ///
+    /// # Errors
+    /// No thread could be had.
+    pub fn start(self) -> io::Result<Listeners> {
+        let Self(mut acceptor) = self;
+        let shared = Arc::clone(&acceptor.shared);
+        acceptor.ports.iter_mut().for_each(|place| place.served.resume(&shared));
+        let thread = thread::Builder::new().name("listen".to_owned()).stack_size(STACK);
+        let thread = thread.spawn(move || acceptor.run())?;
+        Ok(Listeners { shared, thread: Some(thread) })
     }
 }
 
@@ -166,12 +230,28 @@ enum Door {
 struct Place {
     door: Door,
     served: ServedPort,
+    /// The next daemon takes the socket: its file stays.
+    leaves: bool,
+}
+
+impl Place {
+    fn leave(mut self) -> StoppedPort {
+        self.leaves = true;
+        let listener = match &self.door {
+            // Without another descriptor the next daemon makes a socket of its own.
+            Door::Listener(listener) => listener.try_clone().ok(),
+            Door::Dialer(_) => None,
+        };
+        let connection = self.served.suspend();
+        StoppedPort { port: Arc::clone(&self.served.port), listener, connection }
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let port = &self.served.port;
         if matches!(self.door, Door::Listener(_))
+            && !self.leaves
             && let Err(error) = fs::remove_file(&port.path)
         {
             debug!(port = %port.name, %error, "the socket was removed already");
@@ -187,21 +267,30 @@ struct Acceptor {
 }
 
 impl Acceptor {
-    fn open(&mut self, port: ListenPort, group: Option<u32>) -> io::Result<()> {
+    fn open(&mut self, port: ListenPort, group: Option<u32>, left: Option<PortLeft>) -> io::Result<()> {
+        let (listener, connection) = left.map(|left| (left.listener, left.connection)).unwrap_or_default();
         let door = match port.role {
             Role::Server => {
-                let listener = socket_file::create(&port.path, group)?;
+                let listener = listener.and_then(|listener| socket_file::adopt(listener, &port.path));
+                let listener = match listener {
+                    Some(listener) => listener,
+                    None => socket_file::create(&port.path, group)?,
+                };
                 let token = epoll::EventData::new_u64(u64::try_from(self.ports.len()).unwrap_or(WAKE));
                 epoll::add(&self.epoll, &listener, token, epoll::EventFlags::IN)?;
                 Door::Listener(listener)
             }
             Role::Client { owner } => Door::Dialer(Dialer::new(owner, Instant::now())),
         };
-        self.ports.push(Place { door, served: ServedPort::new(port) });
+        let mut served = ServedPort::new(port);
+        if let Some((connection, fds)) = connection {
+            served.inherit(connection, fds, &self.shared);
+        }
+        self.ports.push(Place { door, served, leaves: false });
         Ok(())
     }
 
-    fn run(mut self) {
+    fn run(mut self) -> Vec<StoppedPort> {
         let mut events = Vec::with_capacity(16);
         while !self.shared.stopping.load(Ordering::Acquire) {
             let next = self.dial();
@@ -223,13 +312,25 @@ impl Acceptor {
                 }
             }
         }
-        self.ports.iter().for_each(|place| place.served.hang_up());
-        self.ports.iter_mut().for_each(|place| place.served.join());
+        self.end()
+    }
+
+    fn end(&mut self) -> Vec<StoppedPort> {
+        let mut park = [PollFd::from_borrowed_fd(self.shared.park(), PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        if !poll(&mut park, Some(&now)).is_ok_and(|ready| ready > 0) {
+            self.ports.iter().for_each(|place| place.served.hang_up());
+            self.ports.iter_mut().for_each(|place| place.served.join());
+            return Vec::new();
+        }
+        // A VMM that is slow to end its message holds up nobody: all other guests' frames still move.
+        self.ports.iter_mut().for_each(|place| place.served.park());
+        self.ports.drain(..).map(Place::leave).collect()
     }
 
     fn accept(&mut self, token: u64) {
         let place = usize::try_from(token).ok().and_then(|index| self.ports.get_mut(index));
-        let Some(Place { door: Door::Listener(listener), served }) = place else { return };
+        let Some(Place { door: Door::Listener(listener), served, .. }) = place else { return };
         match listener.accept() {
             Ok((stream, _)) => served.admit(stream, &self.shared, false),
             Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
@@ -247,7 +348,7 @@ impl Acceptor {
         let now = Instant::now();
         let mut next: Option<Instant> = None;
         for place in &mut self.ports {
-            let Place { door: Door::Dialer(dialer), served } = place else { continue };
+            let Place { door: Door::Dialer(dialer), served, .. } = place else { continue };
             if !served.is_free() {
                 continue;
             }

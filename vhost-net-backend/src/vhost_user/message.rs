@@ -3,6 +3,7 @@
 //! Layouts are those of the `vhost` crate; sizes are exact (vhost-user, "Message Specification"). Nothing here
 //! trusts a number from the front end beyond the bytes that came with it.
 
+use serde::{Deserialize, Serialize};
 use vhost::vhost_user::message::{
     FrontendReq, VhostUserConfig, VhostUserHeaderFlag, VhostUserInflight, VhostUserLog, VhostUserMemory,
     VhostUserMemoryRegion, VhostUserSingleMemoryRegion, VhostUserTransferDeviceState, VhostUserVringAddr,
@@ -84,7 +85,8 @@ pub struct Message {
 }
 
 /// A memory region as SET_MEM_TABLE, ADD_MEM_REG and REM_MEM_REG describe it; addresses and sizes in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Region {
     /// Guest-physical address.
     pub guest_phys: u64,
@@ -129,7 +131,8 @@ impl Inflight {
 }
 
 /// SET_VRING_ADDR without its index: the front end's own addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RingAddresses {
     /// Bit 0: mark writes to the used ring in the dirty log.
     pub flags: u32,

@@ -11,7 +11,8 @@
 //! - [`session`]: the state of one front end, and which message goes where.
 //! - `memory`, `rings`, `config`, `log`, `inflight`: the messages about guest memory, vrings, the configuration space,
 //!   the dirty log and chains in flight; `device_state`: what moves to another back end, which is next to nothing;
-//!   `owners` keeps one tenant from mapping the memory of another.
+//!   `saved`: a session on its way into the next daemon ([`handover`](crate::handover)); `owners` keeps one tenant from
+//!   mapping the memory of another.
 //!
 //! # Rules
 //! - A message that asked for an acknowledgement and is refused gets a failed one, and the session goes on; any other
@@ -36,6 +37,7 @@ mod log;
 mod memory;
 mod owners;
 mod rings;
+mod saved;
 mod served_port;
 mod socket_file;
 
@@ -50,5 +52,7 @@ mod test_front_end;
 
 pub use connection::{End, Hangup};
 pub use error::SessionError;
-pub use listener::{Attach, ListenPort, Listeners, Ports, Role};
+pub use listener::{Attach, ListenPort, Listeners, Ports, Prepared, Role};
+pub use saved::SavedSession;
+pub use served_port::{StoppedConnection, StoppedPort};
 pub use session::{Outcome, Session, SessionConfig};

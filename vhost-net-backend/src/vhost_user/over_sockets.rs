@@ -1,5 +1,6 @@
 //! Tests: whole connections, from a front end's socket to the device.
 
+use std::collections::HashMap;
 use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
@@ -16,7 +17,12 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::test_front_end::{FrontEnd, MEMORY, Recorder, USER};
-use super::{Attach, End, Hangup, ListenPort, Listeners, Ports, Role, SessionConfig, SessionError};
+use super::{
+    Attach, End, Hangup, ListenPort, Listeners, Ports, Role, SessionConfig, SessionError, StoppedPort,
+};
+use crate::handover::Inherited;
+use crate::handover::collect::Collected;
+use crate::handover::inherited::PortLeft;
 use crate::port::{Device, Negotiated};
 use crate::vring::{RingError, RingLog, RingSetup};
 
@@ -91,6 +97,7 @@ struct Bench {
     daemon: Arc<Daemon>,
     heard: mpsc::Receiver<String>,
     path: PathBuf,
+    role: Role,
     _dir: tempfile::TempDir,
 }
 
@@ -104,11 +111,16 @@ impl Bench {
         let path = dir.path().join("acme").join("web1.0.sock");
         let (tell, heard) = mpsc::channel();
         let daemon = Arc::new(Daemon(Mutex::new(tell), Mutex::default()));
+        let mut bench = Self { listeners: None, daemon, heard, path, role, _dir: dir };
+        let listeners = Listeners::start(vec![bench.port()], Some("no-such-group"), bench.daemon.clone());
+        bench.listeners = Some(listeners.unwrap());
+        bench
+    }
+
+    fn port(&self) -> ListenPort {
         let config = SessionConfig { mac: [2, 0, 0, 0, 0, 1], mtu: 1500, pairs: 1, uso: false };
-        let name = "acme/web1.0".to_owned();
-        let port = ListenPort { id: PortId(3), name, path: path.clone(), role, config };
-        let listeners = Listeners::start(vec![port], Some("no-such-group"), daemon.clone()).unwrap();
-        Self { listeners: Some(listeners), daemon, heard, path, _dir: dir }
+        let (name, path) = ("acme/web1.0".to_owned(), self.path.clone());
+        ListenPort { id: PortId(3), name, path, role: self.role, config }
     }
 
     fn connect(&self) -> UnixStream {
@@ -401,4 +413,72 @@ fn a_vmm_that_drops_every_connection_is_asked_once_a_second() {
     // 0, 0.1, 0.3, 0.7, 1.5 and 2.5 s.
     assert!((3..=6).contains(&taken), "{taken} connections in 2.5 s");
     drop(bench);
+}
+
+/// Everything of a daemon that stopped, as the next one reads it.
+fn handed_over(stopped: Vec<StoppedPort>) -> HashMap<String, PortLeft> {
+    let mut collected = Collected::default();
+    stopped.into_iter().for_each(|port| collected.port(port, 3));
+    Inherited::read(&collected.finish()).ports
+}
+
+#[test]
+fn a_connection_goes_on_in_the_next_daemon() {
+    let mut bench = Bench::new();
+    let front_end = boot(&bench.path);
+    assert_eq!([bench.hear(), bench.hear(), bench.hear()], ["attached", "start 0", "start 1"]);
+    for _ in 0..3 {
+        let stopped = bench.listeners.take().unwrap().park();
+        assert_eq!(bench.hear(), "stop 1", "the guest may not send any more");
+        assert!(bench.heard.try_recv().is_err(), "and still receives");
+        let left = handed_over(stopped);
+        assert_eq!(bench.hear(), "stop 0");
+        assert!(bench.path.exists(), "the socket stays");
+        let prepared = Listeners::prepare(vec![bench.port()], None, bench.daemon.clone(), left).unwrap();
+        assert_eq!([bench.hear(), bench.hear()], ["attached", "start 0"]);
+        assert!(bench.heard.try_recv().is_err(), "nobody sends before everybody can receive");
+        bench.listeners = Some(prepared.start().unwrap());
+        assert_eq!(bench.hear(), "start 1");
+    }
+    // Each stop went 7 further; the base began at 5 and is read by the VMM over its old connection.
+    assert_eq!(front_end.get_vring_base(1).unwrap(), 5 + 4 * 7);
+    assert_eq!(bench.hear(), "stop 1");
+    assert!(front_end.set_vring_num(0, 128).is_err(), "acknowledgements are still negotiated");
+    assert!(bench.hear().starts_with("refused"));
+    drop(front_end);
+    assert_eq!(bench.hear(), "stop 0");
+    assert!(bench.hear().starts_with("detached 3: the front end closed"));
+    bench.serves_again();
+}
+
+#[test]
+fn a_session_that_does_not_fit_is_closed() {
+    let mut bench = Bench::new();
+    let front_end = boot(&bench.path);
+    let heard = [bench.hear(), bench.hear(), bench.hear()];
+    assert_eq!(heard, ["attached", "start 0", "start 1"]);
+    let left = handed_over(bench.listeners.take().unwrap().park());
+    let mut port = bench.port();
+    port.config.mtu = 1400;
+    let prepared = Listeners::prepare(vec![port], None, bench.daemon.clone(), left).unwrap();
+    bench.listeners = Some(prepared.start().unwrap());
+    assert!(front_end.get_features().is_err(), "closed");
+    let heard: Vec<_> = bench.heard.try_iter().collect();
+    assert!(!heard.iter().any(|what| what.starts_with("start")), "{heard:?}");
+    drop(front_end);
+    bench.serves_again();
+}
+
+#[test]
+fn a_slow_vmm_does_not_hold_the_others_up() {
+    let mut bench = Bench::new();
+    let mut loris = bench.connect();
+    assert_eq!(ask(&mut loris, FrontendReq::GET_QUEUE_NUM), Some(2));
+    loris.write_all(&[1, 0, 0]).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    let start = Instant::now();
+    let stopped = bench.listeners.take().unwrap().park();
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    assert!(stopped[0].connection.is_none() && stopped[0].listener.is_some());
+    assert_eq!(loris.read(&mut [0]).unwrap(), 0, "closed");
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::fstat;
@@ -21,6 +21,15 @@ pub(super) struct MemoryOwners(Mutex<HashMap<FileId, (Arc<str>, usize)>>);
 pub(super) struct Claim {
     owners: Arc<MemoryOwners>,
     file: FileId,
+    /// Kept for the next daemon, which maps it again.
+    fd: OwnedFd,
+}
+
+impl Claim {
+    /// The memory file.
+    pub(super) fn file(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
 }
 
 impl MemoryOwners {
@@ -29,7 +38,8 @@ impl MemoryOwners {
     /// # Errors
     /// Another tenant has it mapped.
     pub(super) fn claim(self: &Arc<Self>, tenant: &Arc<str>, file: impl AsFd) -> Result<Claim, SessionError> {
-        let stat = fstat(file).map_err(|e| SessionError::Fd(e.into()))?;
+        let fd = file.as_fd().try_clone_to_owned().map_err(SessionError::Fd)?;
+        let stat = fstat(&fd).map_err(|e| SessionError::Fd(e.into()))?;
         let file = (stat.st_dev, stat.st_ino);
         match self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(file) {
             Entry::Vacant(free) => drop(free.insert((Arc::clone(tenant), 1))),
@@ -41,7 +51,7 @@ impl MemoryOwners {
                 *regions += 1;
             }
         }
-        Ok(Claim { owners: Arc::clone(self), file })
+        Ok(Claim { owners: Arc::clone(self), file, fd })
     }
 }
 

@@ -21,16 +21,16 @@ pub(super) const MAX_SIZE: u32 = 32768;
 /// What the front end said about one vring.
 #[derive(Debug, Default)]
 pub(super) struct Ring {
-    size: Option<u16>,
+    pub(super) size: Option<u16>,
     pub(super) addresses: Option<RingAddresses>,
-    base: u16,
+    pub(super) base: u16,
     /// There while the ring is started.
     pub(super) kick: Option<OwnedFd>,
-    call: Option<OwnedFd>,
-    err: Option<OwnedFd>,
-    enabled: Option<bool>,
+    pub(super) call: Option<OwnedFd>,
+    pub(super) err: Option<OwnedFd>,
+    pub(super) enabled: Option<bool>,
     /// Whether the device has it: started, and its areas are in guest memory.
-    running: bool,
+    pub(super) running: bool,
 }
 
 impl Ring {
@@ -213,6 +213,12 @@ impl Session {
         if let Some(base) = device.stop(index) {
             ring.base = base;
         }
+    }
+
+    /// How the guest of another daemon's session kicks; does not start the ring.
+    pub(super) fn set_kick(&mut self, index: usize, kick: Option<OwnedFd>) -> Result<(), SessionError> {
+        self.ring(index)?.kick = kick;
+        Ok(())
     }
 
     /// Gives a started ring to the device.

@@ -3,6 +3,8 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::config;
 use super::device_state::Transfer;
 use super::error::SessionError;
@@ -19,7 +21,8 @@ use vhost::vhost_user::VhostUserProtocolFeatures as Protocol;
 const MIN_MTU: u64 = 68;
 
 /// What a front end may learn about the NIC that it serves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SessionConfig {
     /// The NIC's MAC address.
     pub mac: [u8; 6],
@@ -77,10 +80,10 @@ pub struct Session {
     /// A transfer of the device's state that was begun.
     pub(super) transfer: Transfer,
     /// The virtio device status as the front end keeps it here.
-    device_status: u8,
-    mtu: Option<u16>,
-    owned: bool,
-    told: Negotiated,
+    pub(super) device_status: u8,
+    pub(super) mtu: Option<u16>,
+    pub(super) owned: bool,
+    pub(super) told: Negotiated,
 }
 
 impl Session {
@@ -236,7 +239,7 @@ impl Session {
         self.protocol_features.is_some_and(|bits| bits & feature.bits() != 0)
     }
 
-    fn tell(&mut self, device: &mut dyn Device) {
+    pub(super) fn tell(&mut self, device: &mut dyn Device) {
         let negotiated = self.negotiated();
         if negotiated != self.told {
             device.status(&negotiated);
@@ -246,7 +249,7 @@ impl Session {
 
     /// QEMU sends this once per queue pair, the same each time: rings of earlier pairs run by then. A migration that
     /// begins or ends changes LOG_ALL while they run, and nothing else may.
-    fn set_features(&mut self, bits: u64, device: &mut dyn Device) -> Result<(), SessionError> {
+    pub(super) fn set_features(&mut self, bits: u64, device: &mut dyn Device) -> Result<(), SessionError> {
         let unknown = bits & !features::offered(self.config.uso);
         if unknown != 0 {
             return Err(SessionError::Features(unknown));
@@ -266,7 +269,7 @@ impl Session {
         Ok(())
     }
 
-    fn set_protocol_features(&mut self, bits: u64) -> Result<(), SessionError> {
+    pub(super) fn set_protocol_features(&mut self, bits: u64) -> Result<(), SessionError> {
         let unknown = bits & !features::offered_protocol();
         if unknown != 0 {
             return Err(SessionError::ProtocolFeatures(unknown));
@@ -305,7 +308,7 @@ impl Session {
         if self.speaks(feature) { Ok(()) } else { Err(SessionError::NotNegotiated(name)) }
     }
 
-    fn set_owner(&mut self) -> Result<(), SessionError> {
+    pub(super) fn set_owner(&mut self) -> Result<(), SessionError> {
         if self.owned
             && let Some(index) = self.rings.iter().position(Ring::is_running)
         {
@@ -339,7 +342,7 @@ impl Session {
     }
 
     /// An MTU above the NIC's own would make the guest send what is dropped; zero means that none was set.
-    fn set_mtu(&mut self, mtu: u64) -> Result<(), SessionError> {
+    pub(super) fn set_mtu(&mut self, mtu: u64) -> Result<(), SessionError> {
         if mtu == 0 {
             self.mtu = None;
             return Ok(());

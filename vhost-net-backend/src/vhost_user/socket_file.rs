@@ -34,6 +34,15 @@ pub(super) fn create(path: &Path, group: Option<u32>) -> io::Result<UnixListener
     Ok(UnixListener::from(listener().map_err(|e| naming(e.into()))?))
 }
 
+/// The socket that the last daemon listened on, if it is the one at `path`.
+pub(super) fn adopt(listener: UnixListener, path: &Path) -> Option<UnixListener> {
+    let bound = listener.local_addr().ok()?;
+    let there = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    let listens = rustix::net::sockopt::socket_acceptconn(&listener) == Ok(true);
+    listener.set_nonblocking(true).ok()?;
+    (bound.as_pathname() == Some(path) && there && listens).then_some(listener)
+}
+
 /// Connects to a VMM's socket at `path`, which must belong to root, to us, or to `owner`; never waits.
 ///
 /// # Errors
