@@ -174,7 +174,7 @@ qemu-system-x86_64 \\
         let target = Target::new(&topology, 0, 0, Path::new("/run/vmrouter")).unwrap();
         let line = qemu(&target, &QemuOptions::default()).unwrap().shell();
         for wanted in [
-            "socket,id=vmr0,path=/run/vmrouter/acme/web1.0.sock,reconnect-ms=1000 ",
+            "socket,id=vmr0,path=/run/vmrouter/acme/web1.0.sock,reconnect-ms=100 ",
             "socket,id=vmr1,path=/srv/vm/web1.sock,server=on,wait=off ",
         ] {
             assert!(line.contains(wanted), "{line}");
