@@ -36,8 +36,7 @@ fn a_record_outlives_the_process() {
     ring.showing(at(7, 5), at(17, 15));
     ring.sending(17, 0);
     ring.sending(17, 63);
-    // As a kill leaves it: nothing is written any more.
-    std::mem::forget(first);
+    // As a kill leaves it: the first one does nothing any more, not even at its end.
     let second = open(folder.path());
     let sent = Sent { first: 17, frames: 1 | 1 << 63 };
     let wanted = RingRecord { place: place(), shown: at(7, 5), showing: at(17, 15), sent };
