@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod adversary;
+pub mod bench;
 pub mod capture;
 pub mod daemon;
 pub mod direct;

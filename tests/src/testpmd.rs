@@ -21,19 +21,24 @@ pub const HUGE_PAGES: u64 = 32;
 /// # Errors
 /// When it ends or does not start.
 pub fn start(name: &str, devices: &[String], mode: &str, folder: &Path) -> Result<Process> {
+    start_on(&["-l0,1"], name, devices, mode, folder)
+}
+
+/// The same on given cores: DPDK's own arguments that say which.
+///
+/// # Errors
+/// As [`start`].
+pub fn start_on(
+    cores: &[&str],
+    name: &str,
+    devices: &[String],
+    mode: &str,
+    folder: &Path,
+) -> Result<Process> {
     // Its output to a file would stay in a buffer; stdbuf becomes testpmd, so the process id is the same.
     let mut command = Command::new("stdbuf");
-    command.args([
-        "-oL",
-        "dpdk-testpmd",
-        "-l",
-        "0,1",
-        "-m",
-        "64",
-        "--no-pci",
-        "--in-memory",
-        "--single-file-segments",
-    ]);
+    command.args(["-oL", "dpdk-testpmd"]).args(cores);
+    command.args(["-m", "64", "--no-pci", "--in-memory", "--single-file-segments"]);
     command.arg(format!("--file-prefix={name}{}", std::process::id()));
     command.args(devices.iter().map(|device| format!("--vdev={device}")));
     command.args(["--", "--total-num-mbufs=8192", "--no-flush-rx"]);

@@ -1,0 +1,125 @@
+//! Runs of one benchmark, and the table that they make.
+
+use std::fmt::Write as _;
+
+use super::placement::Placement;
+use super::{Kind, Rate};
+
+/// Share of turns with a full ring above which the back end was the limit (BENCH bars count only such cells).
+const LIMIT: f64 = 0.8;
+
+/// One length through one back end, once.
+#[derive(Clone, Copy, Debug)]
+pub struct Run {
+    /// Which back end.
+    pub kind: Kind,
+    /// What it gave.
+    pub rate: Rate,
+    /// The cores' distance before and after.
+    pub placement: [Placement; 2],
+}
+
+impl Run {
+    /// `near` or `far` if that stayed the same, else `moved`.
+    #[must_use]
+    pub fn placed(&self) -> &'static str {
+        let [before, after] = self.placement.map(Placement::name);
+        if before == after { before } else { "moved" }
+    }
+}
+
+/// The median of one back end, one length and one placement.
+#[derive(Clone, Copy, Debug)]
+pub struct Cell {
+    /// Which back end.
+    pub kind: Kind,
+    /// Bytes of each frame.
+    pub len: usize,
+    /// `near`, `far` or `moved`.
+    pub placed: &'static str,
+    /// Runs.
+    pub runs: usize,
+    /// Million frames a second: lowest, median, highest.
+    pub mpps: [f64; 3],
+    /// Gigabits of frame a second, median.
+    pub gbps: f64,
+    /// Share of turns with a full ring, median.
+    pub full: f64,
+    /// Frames lost and bad in all runs.
+    pub lost: u64,
+    /// See `lost`.
+    pub bad: u64,
+}
+
+/// Medians, ordered by length, placement, back end.
+#[must_use]
+pub fn cells(runs: &[Run]) -> Vec<Cell> {
+    let mut lens: Vec<usize> = runs.iter().map(|run| run.rate.len).collect();
+    lens.sort_unstable();
+    lens.dedup();
+    let mut cells = Vec::new();
+    for len in lens {
+        for placed in ["near", "far", "moved"] {
+            for kind in Kind::ALL {
+                let of = |run: &&Run| run.kind == kind && run.rate.len == len && run.placed() == placed;
+                let group: Vec<&Run> = runs.iter().filter(of).collect();
+                cells.extend(cell(&group));
+            }
+        }
+    }
+    cells
+}
+
+fn cell(group: &[&Run]) -> Option<Cell> {
+    let first = group.first()?;
+    let (low, mid, high) = spread(group, |run| run.rate.mpps());
+    Some(Cell {
+        kind: first.kind,
+        len: first.rate.len,
+        placed: first.placed(),
+        runs: group.len(),
+        mpps: [low, mid, high],
+        gbps: spread(group, |run| run.rate.gbps()).1,
+        full: spread(group, |run| run.rate.full_share()).1,
+        lost: group.iter().map(|run| run.rate.lost).sum(),
+        bad: group.iter().map(|run| run.rate.bad).sum(),
+    })
+}
+
+fn spread(group: &[&Run], value: impl Fn(&Run) -> f64) -> (f64, f64, f64) {
+    let mut values: Vec<f64> = group.iter().map(|run| value(run)).collect();
+    values.sort_by(f64::total_cmp);
+    let at = |index: usize| values.get(index).copied().unwrap_or_default();
+    (at(0), at(values.len() / 2), at(values.len().saturating_sub(1)))
+}
+
+/// The table for people. `g` behind a rate: the generator was the limit, the back end could do more.
+#[must_use]
+pub fn table(cells: &[Cell]) -> String {
+    let mut text = String::from(
+        "FRAME PLACED BACK END     RUNS     MPPS   LOWEST  HIGHEST    GBIT/S  RING FULL      LOST  BAD  VMROUTER IS\n",
+    );
+    for cell in cells {
+        let ours =
+            cells.iter().find(|c| c.kind == Kind::Vmrouter && c.len == cell.len && c.placed == cell.placed);
+        let [low, mid, high] = cell.mpps;
+        let ratio = match ours {
+            Some(ours) if ours.kind != cell.kind => format!("{:.2} x", ours.mpps[1] / mid),
+            Some(_) | None => "-".to_owned(),
+        };
+        let limit = if cell.full < LIMIT { "g" } else { " " };
+        let _ = writeln!(
+            text,
+            "{:>5} {:<6} {:<12} {:>4} {mid:>8.2}{limit} {low:>7.2} {high:>8.2} {:>9.2} {:>8.0} % {:>9} {:>4}  {ratio}",
+            cell.len,
+            cell.placed,
+            cell.kind.name(),
+            cell.runs,
+            cell.gbps,
+            cell.full * 100.0,
+            cell.lost,
+            cell.bad,
+        );
+    }
+    text
+}
