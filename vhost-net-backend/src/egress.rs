@@ -65,7 +65,8 @@ pub fn send(
     head: &Headers,
     slow: &mut Slow,
 ) -> Sent {
-    let tail = tail_of(burst, frame, header_len, head);
+    let mut tail = ArrayVec::new();
+    find_tail(burst, frame, header_len, head, &mut tail);
     let passage = head.offload.passage(egress.caps());
     if passage == Passage::Whole && head.fragment_mtu == 0 {
         let mut sent = Sent::default();
@@ -75,16 +76,17 @@ pub fn send(
     send_slow(egress, &tail, passage, head, slow)
 }
 
-/// The payload that is not in the header snapshot, where it lies.
-fn tail_of<'m>(
+/// The payload that is not in the header snapshot, where it lies. Not returned: moving the list would copy all of it.
+#[inline]
+fn find_tail<'m>(
     burst: &Burst<'m>,
     frame: &Frame,
     header_len: u32,
     head: &Headers,
-) -> ArrayVec<GuestSlice<'m>, SEGMENTS> {
+    tail: &mut ArrayVec<GuestSlice<'m>, SEGMENTS>,
+) {
     let mut skip = header_len + u32::from(head.len);
     let mut left = head.frame_len.saturating_sub(u32::from(head.len));
-    let mut tail = ArrayVec::new();
     for buffer in burst.buffers(frame) {
         let part = buffer.skip(skip).first(left);
         skip = skip.saturating_sub(buffer.len());
@@ -94,7 +96,6 @@ fn tail_of<'m>(
             let _ = tail.try_push(part);
         }
     }
-    tail
 }
 
 #[cold]

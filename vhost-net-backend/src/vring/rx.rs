@@ -126,7 +126,7 @@ impl RxRing {
             mark(log, memory, &segments, need);
         }
         let mut left = need;
-        for chain in taken {
+        for chain in &taken {
             let len = chain.capacity.min(left);
             left -= len;
             ring.note_popped(chain.head);
