@@ -72,15 +72,15 @@ impl Fib {
 
     /// The route to `address`.
     #[must_use]
-    pub fn lookup(&self, address: IpAddr) -> Option<Route> {
+    pub fn lookup(&self, address: IpAddr) -> Option<&Route> {
         self.host(address).or_else(|| self.prefixes.lookup(address).map(|(_, route)| route))
     }
 
     /// The route to `address` and the prefix that it stands under.
     #[must_use]
     pub fn lookup_with_prefix(&self, address: IpAddr) -> Option<(IpNet, Route)> {
-        let host = self.host(address).map(|route| (IpNet::from(address), route));
-        host.or_else(|| self.prefixes.lookup(address))
+        let host = self.host(address).map(|route| (IpNet::from(address), *route));
+        host.or_else(|| self.prefixes.lookup(address).map(|(prefix, route)| (prefix, *route)))
     }
 
     /// Every route: hosts in no order, then prefixes in order.
@@ -90,10 +90,10 @@ impl Fib {
         hosts4.chain(hosts6).chain(self.prefixes.iter())
     }
 
-    fn host(&self, address: IpAddr) -> Option<Route> {
+    fn host(&self, address: IpAddr) -> Option<&Route> {
         match address {
-            IpAddr::V4(v4) => self.hosts4.get(&v4).copied(),
-            IpAddr::V6(v6) => self.hosts6.get(&v6).copied(),
+            IpAddr::V4(v4) => self.hosts4.get(&v4),
+            IpAddr::V6(v6) => self.hosts6.get(&v6),
         }
     }
 }
@@ -121,10 +121,10 @@ impl<T: Copy> PrefixTable<T> {
     }
 
     /// The longest prefix that holds `address`.
-    pub(crate) fn lookup(&self, address: IpAddr) -> Option<(IpNet, T)> {
+    pub(crate) fn lookup(&self, address: IpAddr) -> Option<(IpNet, &T)> {
         match address {
-            IpAddr::V4(v4) => self.v4.get_lpm(&v4.into()).map(|(net, value)| (IpNet::V4(net), *value)),
-            IpAddr::V6(v6) => self.v6.get_lpm(&v6.into()).map(|(net, value)| (IpNet::V6(net), *value)),
+            IpAddr::V4(v4) => self.v4.get_lpm(&v4.into()).map(|(net, value)| (IpNet::V4(net), value)),
+            IpAddr::V6(v6) => self.v6.get_lpm(&v6.into()).map(|(net, value)| (IpNet::V6(net), value)),
         }
     }
 
@@ -217,7 +217,7 @@ mod tests {
                 // The first of equals was added first, and stays.
                 let scan = nets.iter().enumerate().rev().filter(|(_, net)| net.contains(&address));
                 let longest = scan.max_by_key(|(_, net)| net.prefix_len()).map(|(index, _)| route(index));
-                prop_assert_eq!(fib.lookup(address), host.or(longest), "{}", address);
+                prop_assert_eq!(fib.lookup(address).copied(), host.or(longest), "{}", address);
                 prop_assert_eq!(fib.lookup_with_prefix(address).map(|(_, route)| route), host.or(longest));
                 if let Some((prefix, found)) = fib.lookup_with_prefix(address) {
                     prop_assert!(prefix.contains(&address));

@@ -41,7 +41,13 @@ fn decide<T: Trace>(
     let port = snapshot.port(ingress).ok_or(DropReason::RouteNone)?;
 
     // Parse: from here on, lengths and checksums are right.
-    let packet = parse(head, port.mtu).map_err(|reason| Refusal::at_ingress(reason, port))?;
+    // The packet stays where it was parsed and is only referred to: copies of what was just written in pieces wait for
+    // each piece.
+    let parsed = parse(head, port.mtu);
+    let packet = match &parsed {
+        Ok(packet) => packet,
+        Err(reason) => return Err(Refusal::at_ingress(*reason, port)),
+    };
     head.offload = offload::check(head)?;
     if segment_len(head) > u32::from(port.mtu) {
         return Err(Refusal::at_ingress(DropReason::FrameTooLong, port));
@@ -51,21 +57,21 @@ fn decide<T: Trace>(
     // Meter: nothing is metered yet; the sender's bucket would be asked here, before any work for it.
 
     // Source check.
-    source::check(snapshot, state, ingress, head, &packet).map_err(|no| Refusal::at_ingress(no, port))?;
+    source::check(snapshot, state, ingress, head, packet).map_err(|no| Refusal::at_ingress(no, port))?;
     trace.step(Step::SourceOk);
 
     // Own address. The one lookup also serves the FIB step below.
-    let Some(ip) = own::routed(head, &packet) else {
+    let Some(ip) = own::routed(head, packet) else {
         trace.step(Step::Own);
-        return Ok(own::link(snapshot, port, head, &packet)?);
+        return Ok(own::link(snapshot, port, head, packet)?);
     };
     let tenant = tenant_of(port, ip.destination);
     let route = tenant.and_then(|tenant| snapshot.vrf(tenant)?.fib.lookup(ip.destination));
     if let Some(Route { hop: Hop::Own, .. }) = route {
         trace.step(Step::Own);
-        return Ok(own::unicast(snapshot, head, &ip)?);
+        return Ok(own::unicast(snapshot, head, ip)?);
     }
-    refuse_addresses(&ip)?;
+    refuse_addresses(ip)?;
 
     // TTL.
     if ip.ttl <= 1 {
@@ -79,10 +85,10 @@ fn decide<T: Trace>(
     // Policy: nothing is denied inside a tenant yet.
 
     // Next hop.
-    let (next, verdict) = next_hop(ingress, port, &route)?;
-    fit(state, head, &ip, &next).map_err(|reason| Refusal { reason, rule: route.rule })?;
+    let (next, verdict) = next_hop(ingress, port, route)?;
+    fit(state, head, ip, next).map_err(|reason| Refusal { reason, rule: route.rule })?;
     trace.step(Step::NextHop(next.port));
-    rewrite::forward_to(head, &ip, next.mac, snapshot.router_mac);
+    rewrite::forward_to(head, ip, next.mac, snapshot.router_mac);
     Ok(verdict)
 }
 
@@ -117,7 +123,7 @@ impl Refusal {
 fn tenant_of(port: &Port, destination: IpAddr) -> Option<TenantId> {
     match &port.kind {
         PortKind::Nic(nic) => Some(nic.tenant),
-        PortKind::Uplink(uplink) => uplink.behind.lookup(destination).map(|(_, tenant)| tenant),
+        PortKind::Uplink(uplink) => uplink.behind.lookup(destination).map(|(_, tenant)| *tenant),
     }
 }
 
@@ -130,9 +136,9 @@ fn refuse_addresses(ip: &Ip) -> Result<(), DropReason> {
 }
 
 /// Where the packet leaves.
-fn next_hop(ingress: PortId, port: &Port, route: &Route) -> Result<(NextHop, Verdict), Refusal> {
+fn next_hop<'r>(ingress: PortId, port: &Port, route: &'r Route) -> Result<(&'r NextHop, Verdict), Refusal> {
     let refuse = |reason| Err(Refusal { reason, rule: route.rule });
-    match (route.hop, &port.kind) {
+    match (&route.hop, &port.kind) {
         (Hop::Own, _) => refuse(DropReason::OwnNoService),
         (Hop::Connected, _) => refuse(DropReason::HostUnknown),
         (Hop::Broadcast, _) => refuse(DropReason::DestinationMulticast),

@@ -14,11 +14,11 @@ use crate::verdict::{Answer, Verdict};
 
 /// The packet, if it is one that a router may forward at all: not ARP or neighbour discovery, and not to everybody,
 /// by its address or only by its MAC (RFC 1812, section 5.3.4).
-pub(crate) fn routed(head: &Headers, packet: &Packet) -> Option<Ip> {
+pub(crate) fn routed<'p>(head: &Headers, packet: &'p Packet) -> Option<&'p Ip> {
     match packet {
         Packet::Arp(_) | Packet::Nd(..) => None,
         Packet::Ip(ip) if is_group(macs(head).0) || is_to_many(ip.destination) => None,
-        Packet::Ip(ip) => Some(*ip),
+        Packet::Ip(ip) => Some(ip),
     }
 }
 

@@ -129,18 +129,19 @@ impl Ip {
 pub(crate) fn parse(head: &mut Headers, mtu: u16) -> Result<Packet, DropReason> {
     (head.l3, head.l4, head.protocol, head.fragment_mtu) = (0, 0, 0, 0);
     let ethertype = read16(head.as_bytes(), 12).ok_or(DropReason::FrameTooShort)?;
-    let parse_layer3 = match ethertype {
-        ETHERTYPE_IPV4 => ipv4::parse,
-        ETHERTYPE_IPV6 => ipv6::parse,
-        ETHERTYPE_ARP => arp::parse,
-        _ => return Err(DropReason::EtherType),
-    };
+    if !matches!(ethertype, ETHERTYPE_IPV4 | ETHERTYPE_IPV6 | ETHERTYPE_ARP) {
+        return Err(DropReason::EtherType);
+    }
     let limit = if head.vnet.gso_type == GSO_NONE { mtu } else { u16::MAX };
     if layer3_len(head) > u32::from(limit) {
         return Err(DropReason::FrameTooLong);
     }
     head.l3 = 14;
-    parse_layer3(head)
+    match ethertype {
+        ETHERTYPE_IPV4 => ipv4::parse(head),
+        ETHERTYPE_IPV6 => ipv6::parse(head),
+        _ => arp::parse(head),
+    }
 }
 
 /// Destination and source MAC.

@@ -69,6 +69,31 @@ struct Replies {
     used: usize,
 }
 
+/// What became of the frames of one group, to be counted together.
+#[derive(Debug, Default)]
+struct Sum {
+    frames: u64,
+    bytes: u64,
+    delivered: u64,
+    refused: u64,
+}
+
+impl Sum {
+    /// One frame more.
+    #[inline]
+    fn add<R>(&mut self, sent: Sent, dropped: impl FnOnce(DropReason) -> R) {
+        self.frames += sent.frames;
+        self.bytes += sent.bytes;
+        match sent.refused {
+            Some(reason) => {
+                self.refused += 1;
+                dropped(reason);
+            }
+            None => self.delivered += 1,
+        }
+    }
+}
+
 impl Datapath {
     /// For worker `worker` of the daemon that has these ports and counters.
     #[must_use]
@@ -240,32 +265,34 @@ impl Datapath {
             let Self { worker, counters, heads, slow, unshown, .. } = self;
             let ours = counters.block(*worker, ingress);
             let theirs = counters.block(*worker, egress);
-            let settle = |sent: Sent, delivered: Counter| {
-                theirs.add(Counter::Emitted, sent.frames);
-                theirs.add(Counter::EmittedBytes, sent.bytes);
-                theirs.add(Counter::Refused, u64::from(sent.refused.is_some()));
-                match sent.refused {
-                    // The answer to a frame that was consumed: that is settled.
-                    _ if egress == ingress => {}
-                    Some(reason) => ours.dropped(reason),
-                    None => ours.add(delivered, 1),
-                }
-            };
+            let mut sum = Sum::default();
+            // The answer to a frame that was consumed is no outcome of it: that is settled.
+            let dropped = |reason| (egress != ingress).then(|| ours.dropped(reason));
             let each = frames.iter().filter_map(|i| Some((i, burst.frames.get(i)?, heads.get(i)?)));
-            if let Some(tap) = self.taps.get_mut(egress.index()).and_then(Option::as_mut) {
+            let delivered = if let Some(tap) = self.taps.get_mut(egress.index()).and_then(Option::as_mut) {
                 each.for_each(|(i, f, head)| {
                     from.inspect(|ring| ring.leaving(i));
-                    settle(send(tap, burst, f, header_len, head, slow), Counter::DeliveredUplink)
+                    sum.add(send(tap, burst, f, header_len, head, slow), dropped);
                 });
+                Counter::DeliveredUplink
             } else if let Some(mut rx) = port.and_then(|p| p.lock_rx(*worker)) {
+                rx.prepare(frames.len());
                 each.for_each(|(_, f, head)| {
-                    settle(send(&mut rx, burst, f, header_len, head, slow), Counter::DeliveredVm)
+                    sum.add(send(&mut rx, burst, f, header_len, head, slow), dropped)
                 });
                 let _ = unshown.try_push(egress);
+                Counter::DeliveredVm
             } else {
                 let uplink = port.is_some_and(|p| p.is_uplink);
                 let reason = if uplink { DropReason::UplinkDown } else { DropReason::RxNotConnected };
-                each.for_each(|_| settle(Sent::refused(reason), Counter::DeliveredVm));
+                each.for_each(|_| sum.add(Sent::refused(reason), dropped));
+                Counter::DeliveredVm
+            };
+            theirs.add(Counter::Emitted, sum.frames);
+            theirs.add(Counter::EmittedBytes, sum.bytes);
+            theirs.add(Counter::Refused, sum.refused);
+            if egress != ingress {
+                ours.add(delivered, sum.delivered);
             }
         }
         for i in 0..std::mem::take(&mut self.replies.used) {

@@ -65,15 +65,40 @@ pub fn send(
     head: &Headers,
     slow: &mut Slow,
 ) -> Sent {
+    let passage = head.offload.passage(egress.caps());
+    if let ([buffer], Passage::Whole, 0) = (burst.buffers(frame), passage, head.fragment_mtu) {
+        let rest = head.frame_len.saturating_sub(u32::from(head.len));
+        let tail = buffer.skip(header_len + u32::from(head.len)).first(rest);
+        return send_whole(egress, head, std::slice::from_ref(&tail));
+    }
+    send_scattered(egress, burst, frame, header_len, head, slow)
+}
+
+/// The same for a frame of several buffers, or one that cannot cross as it is.
+#[inline(never)]
+fn send_scattered(
+    egress: &mut impl Egress,
+    burst: &Burst<'_>,
+    frame: &Frame,
+    header_len: u32,
+    head: &Headers,
+    slow: &mut Slow,
+) -> Sent {
+    let passage = head.offload.passage(egress.caps());
     let mut tail = ArrayVec::new();
     find_tail(burst, frame, header_len, head, &mut tail);
-    let passage = head.offload.passage(egress.caps());
     if passage == Passage::Whole && head.fragment_mtu == 0 {
-        let mut sent = Sent::default();
-        sent.add(u64::from(head.frame_len), egress.put(head.offload.vnet(), head.as_bytes(), &tail));
-        return sent;
+        send_whole(egress, head, &tail)
+    } else {
+        send_slow(egress, &tail, passage, head, slow)
     }
-    send_slow(egress, &tail, passage, head, slow)
+}
+
+#[inline]
+fn send_whole(egress: &mut impl Egress, head: &Headers, tail: &[GuestSlice<'_>]) -> Sent {
+    let mut sent = Sent::default();
+    sent.add(u64::from(head.frame_len), egress.put(head.offload.vnet(), head.as_bytes(), tail));
+    sent
 }
 
 /// The payload that is not in the header snapshot, where it lies. Not returned: moving the list would copy all of it.

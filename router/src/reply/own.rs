@@ -30,7 +30,7 @@ pub(super) fn nic_network(snapshot: &Snapshot, port: PortId) -> Option<&Network>
 fn tenant(snapshot: &Snapshot, port: PortId, destination: IpAddr) -> Option<&Vrf> {
     let id = match &snapshot.port(port)?.kind {
         PortKind::Nic(nic) => nic.tenant,
-        PortKind::Uplink(uplink) => uplink.behind.lookup(destination)?.1,
+        PortKind::Uplink(uplink) => *uplink.behind.lookup(destination)?.1,
     };
     vrf(snapshot, id)
 }

@@ -274,7 +274,7 @@ via = "10.0.0.9"
         assert_eq!(served, ["10.0.0.0/24", "fd00:1::/64"]);
         assert_eq!(
             lab.behind.lookup("10.66.0.1".parse().unwrap()).map(|(_, tenant)| tenant),
-            Some(TenantId(0))
+            Some(&TenantId(0))
         );
         assert_eq!(lab.behind.lookup("192.0.2.1".parse().unwrap()), None);
     }

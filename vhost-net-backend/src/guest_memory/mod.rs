@@ -191,6 +191,22 @@ impl GuestMemory {
         })
     }
 
+    /// As [`Self::slice`], and looks first in the region where `last` says that the one before was: buffers of a ring
+    /// nearly always lie together.
+    #[inline]
+    #[must_use]
+    pub fn slice_near(&self, last: &mut usize, addr: u64, len: u32) -> Option<GuestSlice<'_>> {
+        if let Some(region) = self.regions.get(*last) {
+            let offset = addr.wrapping_sub(region.guest_phys);
+            if offset.checked_add(u64::from(len)).is_some_and(|end| end <= region.size) {
+                return Some(region.mapping.slice(offset, len));
+            }
+        }
+        let found = self.slice(addr, len)?;
+        *last = self.regions.partition_point(|r| r.guest_phys <= addr).saturating_sub(1);
+        Some(found)
+    }
+
     /// The bytes from `addr`, exactly `len`, in one region.
     #[must_use]
     pub fn exact(&self, addr: u64, len: u32) -> Option<GuestSlice<'_>> {

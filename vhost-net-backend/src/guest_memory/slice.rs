@@ -1,6 +1,7 @@
 //! Some bytes that a guest may change at any moment.
 #![expect(unsafe_code, reason = "copies to and from memory that others write; audited in this file only")]
 
+use std::arch::asm;
 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use std::marker::PhantomData;
 use std::ptr::NonNull;
@@ -53,6 +54,19 @@ impl GuestSlice<'_> {
         }
     }
 
+    /// Asks for the cache lines of its first `n` bytes to be ours when they are written: the guest has just read them, and
+    /// a store to each would wait for its core to let go.
+    #[inline]
+    pub fn prefetch_to_write(self, n: u32) {
+        let lines = wide(n.min(self.len)).div_ceil(CACHE_LINE);
+        for line in 0..lines {
+            let at = self.at.as_ptr().wrapping_add(line * CACHE_LINE);
+            // SAFETY: a hint, which reads and writes nothing and faults on no address; a processor without it does nothing.
+            // The intrinsic makes one for reading of it unless the whole program is built for newer processors.
+            unsafe { asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags, readonly)) };
+        }
+    }
+
     /// Without its first `n` bytes (at most all).
     #[inline]
     #[must_use]
@@ -90,6 +104,15 @@ impl GuestSlice<'_> {
         // SAFETY: `n` bytes are inside the mapping and inside `bytes`, which is ours alone, so they do not overlap.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.at.as_ptr(), n) };
         n
+    }
+
+    /// Copies all of `bytes` to the start, if they fit: known lengths need no call.
+    #[inline]
+    pub fn write_array<const N: usize>(self, bytes: &[u8; N]) {
+        if N <= wide(self.len) {
+            // SAFETY: `N` bytes are inside the mapping and inside `bytes`, which is ours alone, so they do not overlap.
+            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.at.as_ptr(), N) };
+        }
     }
 
     /// Copies from `from`, as much as fits; returns the bytes copied. The two may overlap: a guest can offer the same

@@ -6,7 +6,7 @@ use super::{BURST, SEGMENTS};
 use crate::guest_memory::{Descriptor, GuestMemory, GuestSlice, RingMemory};
 
 const NEXT: u16 = 1;
-const WRITE: u16 = 2;
+pub(super) const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 /// Most descriptors of a chain, so that one without bytes is no endless work.
 const LONGEST: u16 = 1024;
@@ -29,6 +29,22 @@ pub(super) enum ChainError {
     Malformed,
     /// Legal so far, but `segments` is full.
     NoRoom,
+}
+
+/// Where the buffers of a ring's chains lie.
+#[derive(Debug)]
+pub(super) struct Buffers<'m, 'n> {
+    pub(super) memory: &'m GuestMemory,
+    /// The region that the last one was in.
+    pub(super) near: &'n mut usize,
+}
+
+impl<'m> Buffers<'m, '_> {
+    /// The bytes from `addr`, at most `len`: up to the end of their region.
+    #[inline]
+    pub(super) fn find(&mut self, addr: u64, len: u32) -> Option<GuestSlice<'m>> {
+        self.memory.slice_near(self.near, addr, len)
+    }
 }
 
 /// Frames popped from one port together, and the buffers they lie in.
@@ -90,9 +106,10 @@ impl<'m> Burst<'m> {
 }
 
 /// Appends the buffers of the chain at `head`; returns their bytes. On an error `segments` may hold some of them.
+#[inline]
 pub(super) fn walk<'m, const N: usize>(
     ring: &RingMemory,
-    memory: &'m GuestMemory,
+    from: &mut Buffers<'m, '_>,
     head: u16,
     access: Access,
     segments: &mut ArrayVec<GuestSlice<'m>, N>,
@@ -102,9 +119,9 @@ pub(super) fn walk<'m, const N: usize>(
     for _ in 0..ring.size().min(LONGEST) {
         let descriptor = ring.descriptor(index).ok_or(ChainError::Malformed)?;
         if descriptor.flags & INDIRECT != 0 {
-            return walk_table(memory, descriptor, access, total, segments);
+            return walk_table(from, descriptor, access, total, segments);
         }
-        total = append(memory, descriptor, access, total, segments)?;
+        total = append(from, descriptor, access, total, segments)?;
         if descriptor.flags & NEXT == 0 {
             return Ok(total);
         }
@@ -114,8 +131,9 @@ pub(super) fn walk<'m, const N: usize>(
 }
 
 /// An indirect table ends the chain and holds no other table (virtio 1.3, section 2.7.5.3).
+#[inline(never)]
 fn walk_table<'m, const N: usize>(
-    memory: &'m GuestMemory,
+    from: &mut Buffers<'m, '_>,
     table: Descriptor,
     access: Access,
     mut total: u32,
@@ -125,7 +143,7 @@ fn walk_table<'m, const N: usize>(
     if table.flags & NEXT != 0 || !fits || !table.len.is_multiple_of(DESCRIPTOR) {
         return Err(ChainError::Malformed);
     }
-    let entries = memory.exact(table.addr, table.len).ok_or(ChainError::Malformed)?;
+    let entries = from.memory.exact(table.addr, table.len).ok_or(ChainError::Malformed)?;
     let count = table.len / DESCRIPTOR;
     let mut index = 0;
     for _ in 0..count {
@@ -136,7 +154,7 @@ fn walk_table<'m, const N: usize>(
         if descriptor.flags & INDIRECT != 0 {
             return Err(ChainError::Malformed);
         }
-        total = append(memory, descriptor, access, total, segments)?;
+        total = append(from, descriptor, access, total, segments)?;
         if descriptor.flags & NEXT == 0 {
             return Ok(total);
         }
@@ -148,8 +166,9 @@ fn walk_table<'m, const N: usize>(
     Err(ChainError::Malformed)
 }
 
+#[inline]
 fn append<'m, const N: usize>(
-    memory: &'m GuestMemory,
+    from: &mut Buffers<'m, '_>,
     descriptor: Descriptor,
     access: Access,
     total: u32,
@@ -164,7 +183,7 @@ fn append<'m, const N: usize>(
     let (mut addr, mut left) = (descriptor.addr, descriptor.len);
     // A buffer may go on in a neighbouring region: then it has several segments.
     while left > 0 {
-        let segment = memory.slice(addr, left).ok_or(ChainError::Malformed)?;
+        let segment = from.find(addr, left).ok_or(ChainError::Malformed)?;
         segments.try_push(segment).map_err(|_| ChainError::NoRoom)?;
         left -= segment.len();
         addr = addr.checked_add(u64::from(segment.len())).ok_or(ChainError::Malformed)?;

@@ -7,9 +7,12 @@ use router::{DropReason, OffloadCaps, VnetHeader};
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 
 use super::batches::Batches;
-use super::chain::{Access, ChainError, walk};
+use super::chain::{Access, Buffers, ChainError, WRITE, walk};
 use super::{PortFault, RingError, RingLog, RingSetup, SEGMENTS, SplitRing};
 use crate::guest_memory::{DirtyLog, GuestMemory, GuestSlice};
+
+/// Bytes at the start of a receive buffer that are fetched ahead: a small frame, or where a copy begins.
+const PREPARED: u32 = 128;
 
 /// A running receive vring.
 #[derive(Debug)]
@@ -26,6 +29,8 @@ pub struct RxRing {
     batches: Batches,
     /// Where the pages of buffers are marked while the guest migrates.
     log: Option<Arc<DirtyLog>>,
+    /// The memory region that the last buffer was in.
+    near: usize,
 }
 
 /// A chain that a frame goes into.
@@ -54,6 +59,7 @@ impl RxRing {
             fault: None,
             batches: Batches::default(),
             log: setup.log.buffers.clone(),
+            near: 0,
         })
     }
 
@@ -75,10 +81,26 @@ impl RxRing {
         self.caps
     }
 
+    /// `count` frames are about to be put in: fetches what they will be written to, all at once. One after the other,
+    /// each would wait for the guest's core to let go of its buffer.
+    pub fn prepare(&mut self, count: usize) {
+        let Self { ring, memory, near, .. } = self;
+        let count = u16::try_from(count).unwrap_or(u16::MAX);
+        // An impossible index is for `put` to find.
+        let count = ring.available(count).unwrap_or(0).min(count);
+        for ahead in 0..count {
+            let head = ring.memory.avail_head(ring.next_avail.wrapping_add(ahead));
+            let descriptor = ring.memory.descriptor(head);
+            let buffer = descriptor.and_then(|d| memory.slice_near(near, d.addr, d.len));
+            buffer.inspect(|buffer| buffer.prefetch_to_write(PREPARED));
+        }
+    }
+
     /// Puts one frame in: the vnet header, `head`, then `tail`. Shown to the guest by [`Self::finish`].
     ///
     /// # Errors
     /// Why the guest cannot take it; nothing was put in.
+    #[inline]
     pub fn put(
         &mut self,
         worker: usize,
@@ -91,11 +113,42 @@ impl RxRing {
         if !self.batches.has_place(worker) {
             return Err(DropReason::RxRingFull);
         }
-        let Self { ring, memory, batches, log, .. } = self;
+        let Self { ring, memory, near, batches, log: None, .. } = self else {
+            return self.put_scattered(worker, vnet, head, tail, need);
+        };
+        let Some((chain, buffer)) = whole_buffer(ring, memory, near, need) else {
+            return self.put_scattered(worker, vnet, head, tail, need);
+        };
+        let header = VnetHeader { num_buffers: 1, ..vnet }.to_bytes();
+        // Without the number of buffers the header is shorter, and the frame overwrites what is too much.
+        buffer.write_array(&header);
+        let mut at = self.header_len;
+        at += len32(buffer.write_at(at, head));
+        for part in tail {
+            at += buffer.skip(at).copy_from(*part);
+        }
+        ring.next_avail = ring.next_avail.wrapping_add(1);
+        ring.note_popped(chain);
+        ring.put_used(chain, need);
+        batches.note(worker, ring.written());
+        Ok(())
+    }
+
+    /// The same for a frame that does not fit into the one buffer of the next chain, or whose pages are to be marked.
+    #[inline(never)]
+    fn put_scattered(
+        &mut self,
+        worker: usize,
+        vnet: VnetHeader,
+        head: &[u8],
+        tail: &[GuestSlice<'_>],
+        need: u32,
+    ) -> Result<(), DropReason> {
+        let Self { ring, memory, near, batches, log, .. } = self;
         let mut segments: ArrayVec<GuestSlice<'_>, SEGMENTS> = ArrayVec::new();
         let mut taken: ArrayVec<Taken, SEGMENTS> = ArrayVec::new();
         let before = ring.next_avail;
-        let available = match ring.available() {
+        let available = match ring.available(ring.size()) {
             Ok(available) => available,
             Err(fault) => {
                 // No buffer of this ring can be believed any more.
@@ -104,7 +157,8 @@ impl RxRing {
                 return Err(DropReason::RxBadBuffer);
             }
         };
-        if let Err(reason) = take(ring, available, memory, self.mergeable, need, &mut segments, &mut taken) {
+        let from = Buffers { memory, near };
+        if let Err(reason) = take(ring, available, from, self.mergeable, need, &mut segments, &mut taken) {
             // What was taken stays the guest's offer. But behind a malformed chain no frame would ever fit that needs the
             // buffers before it as well: all of them go back, empty.
             ring.next_avail = before;
@@ -175,11 +229,29 @@ fn mark(log: &DirtyLog, memory: &GuestMemory, segments: &[GuestSlice<'_>], need:
     }
 }
 
+/// The next chain's buffer, if it is a single one that holds `need` bytes: so it is for nearly every frame.
+#[inline]
+fn whole_buffer<'m>(
+    ring: &mut SplitRing,
+    memory: &'m GuestMemory,
+    near: &mut usize,
+    need: u32,
+) -> Option<(u16, GuestSlice<'m>)> {
+    ring.available(1).ok().filter(|available| *available > 0)?;
+    let head = ring.memory.avail_head(ring.next_avail);
+    let descriptor = ring.memory.descriptor(head)?;
+    if descriptor.flags != WRITE || descriptor.len < need {
+        return None;
+    }
+    let buffer = memory.slice_near(near, descriptor.addr, descriptor.len)?;
+    (buffer.len() == descriptor.len).then_some((head, buffer))
+}
+
 /// Takes chains until they hold `need` bytes.
 fn take<'m>(
     ring: &mut SplitRing,
     mut available: u16,
-    memory: &'m GuestMemory,
+    mut from: Buffers<'m, '_>,
     mergeable: bool,
     need: u32,
     segments: &mut ArrayVec<GuestSlice<'m>, SEGMENTS>,
@@ -196,7 +268,7 @@ fn take<'m>(
         let head = ring.memory.avail_head(ring.next_avail);
         let first = taken.is_empty();
         let capacity =
-            walk(&ring.memory, memory, head, Access::Write, segments).map_err(|error| match error {
+            walk(&ring.memory, &mut from, head, Access::Write, segments).map_err(|error| match error {
                 // Legal as far as we looked: the frame is too large for buffers so small.
                 ChainError::NoRoom if !first => DropReason::RxRingFull,
                 ChainError::NoRoom | ChainError::Malformed => DropReason::RxBadBuffer,
@@ -221,7 +293,7 @@ impl Scatter<'_, '_> {
         while let (false, Some((first, rest))) = (bytes.is_empty(), self.segments.split_first()) {
             let n = first.write_at(self.offset, bytes);
             bytes = bytes.get(n..).unwrap_or_default();
-            self.advance(u32::try_from(n).unwrap_or(u32::MAX), first.len(), rest.len());
+            self.advance(len32(n), first.len(), rest.len());
         }
     }
 
@@ -241,4 +313,10 @@ impl Scatter<'_, '_> {
             self.segments = self.segments.get(self.segments.len() - rest..).unwrap_or_default();
         }
     }
+}
+
+/// No buffer is longer than a descriptor can say.
+#[inline]
+fn len32(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
 }

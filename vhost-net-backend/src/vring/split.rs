@@ -15,6 +15,8 @@ pub struct SplitRing {
     pub(super) memory: RingMemory,
     /// Next avail index to pop.
     pub(super) next_avail: u16,
+    /// The guest's avail index when we last looked.
+    seen_avail: u16,
     /// Next used index to write; those from `published` on are not visible yet.
     next_used: u16,
     published: u16,
@@ -51,6 +53,7 @@ impl SplitRing {
         let mut ring = Self {
             memory,
             next_avail: resume.avail,
+            seen_avail: resume.avail,
             next_used,
             published: next_used,
             lag: resume.avail.wrapping_sub(next_used),
@@ -81,6 +84,7 @@ impl SplitRing {
             self.inflight.iter().for_each(|inflight| inflight.returning(*head));
         }
         self.next_avail = self.next_avail.wrapping_add(u16::try_from(popped.len()).unwrap_or(0));
+        self.seen_avail = self.next_avail;
         self.show(self.written());
     }
 
@@ -135,16 +139,25 @@ impl SplitRing {
         }
     }
 
-    /// How many chains the guest offers.
+    /// How many chains the guest offers; `wanted` or more may be more yet. Its index is read again only when fewer were
+    /// seen before: each read takes that line away from the guest's core, which is about to write it.
     ///
     /// # Errors
     /// The guest's index is impossible.
     #[inline]
-    pub(super) fn available(&self) -> Result<u16, PortFault> {
+    pub(super) fn available(&mut self, wanted: u16) -> Result<u16, PortFault> {
+        let seen = self.seen_avail.wrapping_sub(self.next_avail);
+        if seen >= wanted {
+            return Ok(seen);
+        }
         let to = self.memory.avail_idx();
         let count = to.wrapping_sub(self.next_avail);
         let (from, size) = (self.next_avail, self.size());
-        if count <= size { Ok(count) } else { Err(PortFault::AvailJump { from, to, size }) }
+        if count > size {
+            return Err(PortFault::AvailJump { from, to, size });
+        }
+        self.seen_avail = to;
+        Ok(count)
     }
 
     /// Puts one chain back; not visible before [`Self::publish`].

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use router::OffloadCaps;
 
-use super::chain::{Access, ChainError, walk};
+use super::chain::{Access, Buffers, ChainError, walk};
 use super::{BURST, Burst, Frame, PortFault, RingError, RingSetup, SplitRing};
 use crate::guest_memory::GuestMemory;
 
@@ -42,6 +42,8 @@ pub struct TxRing {
     first: u16,
     /// Bit i: the frame i places ahead left by an uplink before a crash.
     gone: u64,
+    /// The memory region that the last buffer was in.
+    near: usize,
 }
 
 impl TxRing {
@@ -64,6 +66,7 @@ impl TxRing {
             most: MOST,
             first: 0,
             gone,
+            near: 0,
         })
     }
 
@@ -98,14 +101,16 @@ impl TxRing {
     /// The ring can no longer be trusted.
     pub fn pop_burst<'m>(&mut self, memory: &'m GuestMemory, burst: &mut Burst<'m>) -> Result<(), PortFault> {
         self.first = self.ring.next_avail;
-        for _ in 0..self.ring.available()?.min(self.most) {
+        for _ in 0..self.ring.available(self.most)?.min(self.most) {
             let head = self.ring.memory.avail_head(self.ring.next_avail);
             if !self.mark(head) {
                 self.repeated = Some(head);
                 break;
             }
             let first = burst.segments.len();
-            let walked = walk(&self.ring.memory, memory, head, Access::Read, &mut burst.segments);
+            let Self { ring, near, .. } = self;
+            let mut from = Buffers { memory, near };
+            let walked = walk(&ring.memory, &mut from, head, Access::Read, &mut burst.segments);
             if walked == Err(ChainError::NoRoom) && first > 0 {
                 burst.segments.truncate(first);
                 self.unmark(head);
