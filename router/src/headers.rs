@@ -17,7 +17,7 @@ pub struct Headers {
     /// The first bytes of the frame; only `..len` of them are the frame's.
     pub bytes: [u8; PEEK],
     /// Valid bytes in `bytes`: min([`PEEK`], `frame_len`).
-    pub len: u16,
+    pub len: u32,
     /// Bytes of the whole frame, Ethernet header included. `forward` lowers it to trim padding.
     pub frame_len: u32,
     /// Filled by `forward`: where layer 3 and layer 4 start, bytes from the start of the frame.
@@ -59,7 +59,7 @@ impl Headers {
     pub fn begin(&mut self, vnet: VnetHeader, frame_len: u32) {
         self.vnet = vnet;
         self.frame_len = frame_len;
-        self.len = u16::try_from(frame_len.min(PEEK_U32)).unwrap_or(0);
+        self.len = frame_len.min(PEEK_U32);
         self.offload = Offload::NONE;
         self.fragment_mtu = 0;
     }
@@ -71,14 +71,22 @@ impl Headers {
         for (to, from) in head.bytes.iter_mut().zip(frame) {
             *to = *from;
         }
-        head.len = u16::try_from(frame.len().min(PEEK)).unwrap_or(0);
+        head.len = u32::try_from(frame.len()).unwrap_or(u32::MAX).min(PEEK_U32);
         head.frame_len = u32::try_from(frame.len()).unwrap_or(u32::MAX);
         head
     }
 
     /// The valid bytes.
+    #[inline]
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
-        self.bytes.get(..usize::from(self.len)).unwrap_or_default()
+        self.bytes.get(..self.size()).unwrap_or_default()
+    }
+
+    /// [`Self::len`] as a size in memory.
+    #[inline]
+    #[must_use]
+    pub fn size(&self) -> usize {
+        usize::try_from(self.len).unwrap_or(PEEK)
     }
 }

@@ -126,6 +126,7 @@ impl Ip {
 }
 
 /// Checks `head` and fills its `l3`, `l4` and `protocol`. `mtu` is the ingress port's.
+#[inline]
 pub(crate) fn parse(head: &mut Headers, mtu: u16) -> Result<Packet, DropReason> {
     (head.l3, head.l4, head.protocol, head.fragment_mtu) = (0, 0, 0, 0);
     let ethertype = read16(head.as_bytes(), 12).ok_or(DropReason::FrameTooShort)?;
@@ -164,7 +165,7 @@ pub(crate) fn layer3_len(head: &Headers) -> u32 {
 /// Lowers the frame to `layer3` bytes after the Ethernet header.
 fn trim(head: &mut Headers, layer3: u32) {
     head.frame_len = head.frame_len.min(layer3 + 14);
-    head.len = head.len.min(u16::try_from(head.frame_len).unwrap_or(u16::MAX));
+    head.len = head.len.min(head.frame_len);
 }
 
 /// Notes where layer 4 starts and checks that its header ends within the copy.
@@ -190,7 +191,7 @@ fn note_layer4(head: &mut Headers, l4: usize, protocol: u8, fragment: Fragment) 
 
 /// Whether the frame goes on beyond the copy.
 fn is_cut(head: &Headers) -> bool {
-    head.frame_len > u32::from(head.len)
+    head.frame_len > head.len
 }
 
 #[cfg(test)]

@@ -43,9 +43,17 @@ impl VnetHeader {
     pub const LEGACY_LEN: usize = 10;
 
     /// From the wire; `num_buffers` is left 0 (the driver's value has no meaning).
+    #[inline]
     #[must_use]
     pub fn from_bytes(bytes: &[u8; Self::LEGACY_LEN]) -> Self {
-        let [flags, gso_type, h0, h1, g0, g1, s0, s1, o0, o1] = *bytes;
+        let [flags, gso_type, rest @ ..] = *bytes;
+        Self::from_parts([flags, gso_type], rest)
+    }
+
+    /// The same of its two parts: flags and type, and the four numbers.
+    #[inline]
+    #[must_use]
+    pub fn from_parts([flags, gso_type]: [u8; 2], [h0, h1, g0, g1, s0, s1, o0, o1]: [u8; 8]) -> Self {
         Self {
             flags,
             gso_type,
@@ -55,6 +63,13 @@ impl VnetHeader {
             csum_offset: u16::from_le_bytes([o0, o1]),
             num_buffers: 0,
         }
+    }
+
+    /// Whether the sender leaves nothing to be done.
+    #[inline]
+    #[must_use]
+    pub fn asks_nothing(self) -> bool {
+        self.flags & NEEDS_CSUM == 0 && self.gso_type == GSO_NONE
     }
 
     /// To the wire.

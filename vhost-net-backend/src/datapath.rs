@@ -276,7 +276,6 @@ impl Datapath {
                 });
                 Counter::DeliveredUplink
             } else if let Some(mut rx) = port.and_then(|p| p.lock_rx(*worker)) {
-                rx.prepare(frames.len());
                 each.for_each(|(_, f, head)| {
                     sum.add(send(&mut rx, burst, f, header_len, head, slow), dropped)
                 });
@@ -345,13 +344,21 @@ impl Datapath {
 fn peek(burst: &Burst<'_>, frame: &Frame, header_len: u32, head: &mut Headers) -> bool {
     // The guest can rewrite its buffer while we look at it. Decide on this copy, and write these same bytes out; never
     // read the headers again.
+    let len = frame.len.saturating_sub(header_len);
+    if let [buffer] = burst.buffers(frame) {
+        // Read in the parts that are used: whoever writes two halves and reads them as one waits for both.
+        let (Some(kind), Some(numbers)) = (buffer.read_array(0), buffer.read_array(2)) else { return false };
+        head.begin(VnetHeader::from_parts(kind, numbers), len);
+        let size = head.size();
+        return buffer.read_at(header_len, head.bytes.get_mut(..size).unwrap_or_default()) == size;
+    }
     let mut vnet = [0; VnetHeader::LEGACY_LEN];
-    if frame.count == 0 || burst.read_at(frame, 0, &mut vnet) < vnet.len() {
+    if burst.read_at(frame, 0, &mut vnet) < vnet.len() {
         return false;
     }
-    head.begin(VnetHeader::from_bytes(&vnet), frame.len.saturating_sub(header_len));
-    let len = usize::from(head.len);
-    burst.read_at(frame, header_len, head.bytes.get_mut(..len).unwrap_or_default()) == len
+    head.begin(VnetHeader::from_bytes(&vnet), len);
+    let size = head.size();
+    burst.read_at(frame, header_len, head.bytes.get_mut(..size).unwrap_or_default()) == size
 }
 
 impl Replies {

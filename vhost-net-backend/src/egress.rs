@@ -67,8 +67,8 @@ pub fn send(
 ) -> Sent {
     let passage = head.offload.passage(egress.caps());
     if let ([buffer], Passage::Whole, 0) = (burst.buffers(frame), passage, head.fragment_mtu) {
-        let rest = head.frame_len.saturating_sub(u32::from(head.len));
-        let tail = buffer.skip(header_len + u32::from(head.len)).first(rest);
+        let rest = head.frame_len.saturating_sub(head.len);
+        let tail = buffer.skip(header_len + head.len).first(rest);
         return send_whole(egress, head, std::slice::from_ref(&tail));
     }
     send_scattered(egress, burst, frame, header_len, head, slow)
@@ -110,8 +110,8 @@ fn find_tail<'m>(
     head: &Headers,
     tail: &mut ArrayVec<GuestSlice<'m>, SEGMENTS>,
 ) {
-    let mut skip = header_len + u32::from(head.len);
-    let mut left = head.frame_len.saturating_sub(u32::from(head.len));
+    let mut skip = header_len + head.len;
+    let mut left = head.frame_len.saturating_sub(head.len);
     for buffer in burst.buffers(frame) {
         let part = buffer.skip(skip).first(left);
         skip = skip.saturating_sub(buffer.len());

@@ -20,7 +20,6 @@ struct Group {
     egress: PortId,
     first: u8,
     last: u8,
-    len: u8,
 }
 
 /// The frames of one group.
@@ -29,7 +28,6 @@ pub struct Members {
     next: [u8; BURST],
     first: u8,
     last: u8,
-    len: u8,
 }
 
 impl Groups {
@@ -53,29 +51,22 @@ impl Groups {
                 *next = i;
             }
             group.last = i;
-            group.len = group.len.saturating_add(1);
-        } else if self.groups.try_push(Group { egress, first: i, last: i, len: 1 }).is_ok() {
+        } else if self.groups.try_push(Group { egress, first: i, last: i }).is_ok() {
             *place = u8::try_from(self.groups.len()).unwrap_or(0);
         }
     }
 
     /// Takes one group out.
     pub fn pop(&mut self) -> Option<(PortId, Members)> {
-        let Group { egress, first, last, len } = self.groups.pop()?;
+        let Group { egress, first, last } = self.groups.pop()?;
         if let Some(place) = self.place.get_mut(egress.index()) {
             *place = 0;
         }
-        Some((egress, Members { next: self.next, first, last, len }))
+        Some((egress, Members { next: self.next, first, last }))
     }
 }
 
 impl Members {
-    /// How many.
-    #[expect(clippy::len_without_is_empty, reason = "a group without members is never made")]
-    pub fn len(&self) -> usize {
-        usize::from(self.len)
-    }
-
     /// Indices into the burst, in the order they came.
     pub fn iter(&self) -> impl Iterator<Item = usize> {
         let after = |i: &u8| (*i != self.last).then(|| self.next.get(usize::from(*i)).copied()).flatten();

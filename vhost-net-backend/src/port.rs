@@ -238,15 +238,6 @@ pub struct RxGuard<'a> {
     worker: usize,
 }
 
-impl RxGuard<'_> {
-    /// So many frames are about to be put in.
-    pub fn prepare(&mut self, count: usize) {
-        if let Some(rx) = self.slot.as_mut() {
-            rx.prepare(count);
-        }
-    }
-}
-
 impl Egress for RxGuard<'_> {
     fn caps(&self) -> OffloadCaps {
         self.slot.as_ref().map_or_else(OffloadCaps::default, RxRing::caps)

@@ -133,7 +133,7 @@ fn header_len(head: &Headers, kind: GsoKind) -> Result<u16, DropReason> {
     if layer4 < least || u32::from(len) > head.frame_len {
         return Err(DropReason::VnetMalformed);
     }
-    if len > head.len { Err(DropReason::HeadersTooLong) } else { Ok(len) }
+    if u32::from(len) > head.len { Err(DropReason::HeadersTooLong) } else { Ok(len) }
 }
 
 fn size_is_sane(gso: Gso, l3: u16, payload: u32) -> bool {

@@ -20,6 +20,7 @@ const NOP: u8 = 1;
 const LSRR: u8 = 131;
 const SSRR: u8 = 137;
 
+#[inline(always)]
 pub(super) fn parse(head: &mut Headers) -> Result<Packet, DropReason> {
     let fixed: [u8; MIN_LEN] = array(head.as_bytes(), ETHER_LEN).ok_or(DropReason::Ipv4Malformed)?;
     let [version_len, _, t0, t1, _, _, f0, f1, ttl, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] = fixed;

@@ -183,7 +183,7 @@ proptest! {
             (head.l3, head.l4, head.protocol) = (l3, l4, protocol);
         }
         if wild == 1 {
-            head.len = head.len.min(csum_start);
+            head.len = head.len.min(csum_start.into());
             head.frame_len = u32::from(l4);
         }
         let mut frame = sample.frame();

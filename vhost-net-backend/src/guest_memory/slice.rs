@@ -96,6 +96,17 @@ impl GuestSlice<'_> {
         n
     }
 
+    /// The `N` bytes at `offset`, if there are so many: known lengths need no call.
+    #[inline]
+    #[must_use]
+    pub fn read_array<const N: usize>(self, offset: u32) -> Option<[u8; N]> {
+        let from = self.skip(offset);
+        // SAFETY: `N` bytes are inside the mapping; an array of bytes may lie anywhere.
+        let bytes = (N <= wide(from.len)).then(|| unsafe { from.at.cast::<[u8; N]>().read() });
+        compiler_fence(Ordering::SeqCst);
+        bytes
+    }
+
     /// Copies in at `offset`; returns how many bytes fitted.
     #[inline]
     pub fn write_at(self, offset: u32, bytes: &[u8]) -> usize {

@@ -13,6 +13,8 @@ use crate::guest_memory::{DirtyLog, GuestMemory, GuestSlice};
 
 /// Bytes at the start of a receive buffer that are fetched ahead: a small frame, or where a copy begins.
 const PREPARED: u32 = 128;
+/// Buffers that are: a burst.
+const AHEAD: u16 = 64;
 
 /// A running receive vring.
 #[derive(Debug)]
@@ -31,6 +33,8 @@ pub struct RxRing {
     log: Option<Arc<DirtyLog>>,
     /// The memory region that the last buffer was in.
     near: usize,
+    /// Avail index up to which buffers were fetched ahead.
+    prepared: u16,
 }
 
 /// A chain that a frame goes into.
@@ -60,6 +64,7 @@ impl RxRing {
             batches: Batches::default(),
             log: setup.log.buffers.clone(),
             near: 0,
+            prepared: 0,
         })
     }
 
@@ -81,19 +86,22 @@ impl RxRing {
         self.caps
     }
 
-    /// `count` frames are about to be put in: fetches what they will be written to, all at once. One after the other,
-    /// each would wait for the guest's core to let go of its buffer.
-    pub fn prepare(&mut self, count: usize) {
-        let Self { ring, memory, near, .. } = self;
-        let count = u16::try_from(count).unwrap_or(u16::MAX);
+    /// Fetches what the next burst will be written to, long before it comes: one after the other, each frame would wait
+    /// for the guest's core to let go of its buffer.
+    fn prepare(&mut self) {
+        let Self { ring, memory, near, prepared, .. } = self;
+        ring.prefetch_used();
         // An impossible index is for `put` to find.
-        let count = ring.available(count).unwrap_or(0).min(count);
-        for ahead in 0..count {
-            let head = ring.memory.avail_head(ring.next_avail.wrapping_add(ahead));
+        let ahead = ring.available(AHEAD).unwrap_or(0).min(AHEAD);
+        let done = prepared.wrapping_sub(ring.next_avail.get());
+        let done = if done <= AHEAD { done } else { 0 };
+        for i in done..ahead {
+            let head = ring.memory.avail_head(ring.next_avail.ahead(i));
             let descriptor = ring.memory.descriptor(head);
             let buffer = descriptor.and_then(|d| memory.slice_near(near, d.addr, d.len));
             buffer.inspect(|buffer| buffer.prefetch_to_write(PREPARED));
         }
+        *prepared = ring.next_avail.ahead(done.max(ahead));
     }
 
     /// Puts one frame in: the vnet header, `head`, then `tail`. Shown to the guest by [`Self::finish`].
@@ -127,7 +135,7 @@ impl RxRing {
         for part in tail {
             at += buffer.skip(at).copy_from(*part);
         }
-        ring.next_avail = ring.next_avail.wrapping_add(1);
+        ring.next_avail.advance(1);
         ring.note_popped(chain);
         ring.put_used(chain, need);
         batches.note(worker, ring.written());
@@ -202,6 +210,7 @@ impl RxRing {
     pub fn finish(&mut self, worker: usize) {
         if let Some(end) = self.batches.finish(worker) {
             self.ring.publish(end);
+            self.prepare();
         }
     }
 
@@ -238,7 +247,7 @@ fn whole_buffer<'m>(
     need: u32,
 ) -> Option<(u16, GuestSlice<'m>)> {
     ring.available(1).ok().filter(|available| *available > 0)?;
-    let head = ring.memory.avail_head(ring.next_avail);
+    let head = ring.memory.avail_head(ring.next_avail.get());
     let descriptor = ring.memory.descriptor(head)?;
     if descriptor.flags != WRITE || descriptor.len < need {
         return None;
@@ -265,7 +274,7 @@ fn take<'m>(
         if !mergeable && !taken.is_empty() {
             return Err(DropReason::RxBufferSmall);
         }
-        let head = ring.memory.avail_head(ring.next_avail);
+        let head = ring.memory.avail_head(ring.next_avail.get());
         let first = taken.is_empty();
         let capacity =
             walk(&ring.memory, &mut from, head, Access::Write, segments).map_err(|error| match error {
@@ -274,7 +283,7 @@ fn take<'m>(
                 ChainError::NoRoom | ChainError::Malformed => DropReason::RxBadBuffer,
             })?;
         taken.try_push(Taken { head, capacity }).map_err(|_| DropReason::RxRingFull)?;
-        ring.next_avail = ring.next_avail.wrapping_add(1);
+        ring.next_avail.advance(1);
         available -= 1;
         room = capacity.saturating_add(room);
     }

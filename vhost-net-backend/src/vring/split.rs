@@ -9,17 +9,45 @@ use crate::guest_memory::{InflightRing, RingMemory};
 use crate::ring_state::{Indices, Resume, RingState};
 use crate::sys;
 
+/// An index of a ring, which wraps at 2^16, in 32 bits: the compiler reads two neighbours of 16 at once, and that read
+/// would wait until the half that was just written is out of the store queue, behind all that goes to guests.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Index(u32);
+
+impl Index {
+    pub(super) fn new(index: u16) -> Self {
+        Self(u32::from(index))
+    }
+
+    #[inline]
+    pub(super) fn get(self) -> u16 {
+        let [low, high, ..] = self.0.to_le_bytes();
+        u16::from_le_bytes([low, high])
+    }
+
+    /// The index `count` places on.
+    #[inline]
+    pub(super) fn ahead(self, count: u16) -> u16 {
+        self.get().wrapping_add(count)
+    }
+
+    #[inline]
+    pub(super) fn advance(&mut self, count: u16) {
+        *self = Self::new(self.ahead(count));
+    }
+}
+
 /// A running vring.
 #[derive(Debug)]
 pub struct SplitRing {
     pub(super) memory: RingMemory,
     /// Next avail index to pop.
-    pub(super) next_avail: u16,
+    pub(super) next_avail: Index,
     /// The guest's avail index when we last looked.
-    seen_avail: u16,
+    seen_avail: Index,
     /// Next used index to write; those from `published` on are not visible yet.
-    next_used: u16,
-    published: u16,
+    next_used: Index,
+    published: Index,
     /// The avail index is so much ahead of the used index, as far as everything is given back: chains complete in order.
     lag: u16,
     /// Where that is written down for the next daemon.
@@ -52,10 +80,10 @@ impl SplitRing {
         };
         let mut ring = Self {
             memory,
-            next_avail: resume.avail,
-            seen_avail: resume.avail,
-            next_used,
-            published: next_used,
+            next_avail: Index::new(resume.avail),
+            seen_avail: Index::new(resume.avail),
+            next_used: Index::new(next_used),
+            published: Index::new(next_used),
             lag: resume.avail.wrapping_sub(next_used),
             state: setup.state.take(),
             inflight,
@@ -75,7 +103,7 @@ impl SplitRing {
     /// Chains in flight of a back end that completes out of order: what the avail ring has behind the used index is not
     /// what it popped. They go back empty, each once; we go on behind them. Our own are simply popped again.
     fn give_back_strangers(&mut self, popped: &[u16]) {
-        let ours = |(i, head): (u16, &u16)| self.memory.avail_head(self.next_avail.wrapping_add(i)) == *head;
+        let ours = |(i, head): (u16, &u16)| self.memory.avail_head(self.next_avail.ahead(i)) == *head;
         if (0..).zip(popped).all(ours) {
             return;
         }
@@ -83,7 +111,7 @@ impl SplitRing {
             self.put_used(*head, 0);
             self.inflight.iter().for_each(|inflight| inflight.returning(*head));
         }
-        self.next_avail = self.next_avail.wrapping_add(u16::try_from(popped.len()).unwrap_or(0));
+        self.next_avail.advance(u16::try_from(popped.len()).unwrap_or(0));
         self.seen_avail = self.next_avail;
         self.show(self.written());
     }
@@ -105,12 +133,12 @@ impl SplitRing {
     /// What GET_VRING_BASE answers.
     #[must_use]
     pub fn base(&self) -> u16 {
-        self.next_avail
+        self.next_avail.get()
     }
 
     /// The same, if what is not shown yet is left out.
     pub(super) fn shown_base(&self) -> u16 {
-        self.published.wrapping_add(self.lag)
+        self.published.ahead(self.lag)
     }
 
     /// The guest's kick, to wait on (edge-triggered). Never to be read: the VMM can make it block, as O_NONBLOCK belongs
@@ -146,31 +174,37 @@ impl SplitRing {
     /// The guest's index is impossible.
     #[inline]
     pub(super) fn available(&mut self, wanted: u16) -> Result<u16, PortFault> {
-        let seen = self.seen_avail.wrapping_sub(self.next_avail);
+        let from = self.next_avail.get();
+        let seen = self.seen_avail.get().wrapping_sub(from);
         if seen >= wanted {
             return Ok(seen);
         }
         let to = self.memory.avail_idx();
-        let count = to.wrapping_sub(self.next_avail);
-        let (from, size) = (self.next_avail, self.size());
+        let (count, size) = (to.wrapping_sub(from), self.size());
         if count > size {
             return Err(PortFault::AvailJump { from, to, size });
         }
-        self.seen_avail = to;
+        self.seen_avail = Index::new(to);
         Ok(count)
     }
 
     /// Puts one chain back; not visible before [`Self::publish`].
     #[inline]
     pub(super) fn put_used(&mut self, head: u16, len: u32) {
-        self.memory.write_used(self.next_used, head, len);
-        self.next_used = self.next_used.wrapping_add(1);
+        self.memory.write_used(self.next_used.get(), head, len);
+        self.next_used.advance(1);
+    }
+
+    /// Fetches where the used entries of the next burst go.
+    #[inline]
+    pub(super) fn prefetch_used(&self) {
+        self.memory.prefetch_used(self.next_used.get());
     }
 
     /// Gives the chain in front back unused: the guest offered something that is no buffer.
     pub(super) fn give_back(&mut self) {
-        let head = self.memory.avail_head(self.next_avail);
-        self.next_avail = self.next_avail.wrapping_add(1);
+        let head = self.memory.avail_head(self.next_avail.get());
+        self.next_avail.advance(1);
         self.note_popped(head);
         self.put_used(head, 0);
     }
@@ -178,7 +212,7 @@ impl SplitRing {
     /// Index after the last used entry written.
     #[inline]
     pub(super) fn written(&self) -> u16 {
-        self.next_used
+        self.next_used.get()
     }
 
     /// Shows the guest the used entries before `index`, and signals if it wants that (virtio 1.3, section 2.7.10).
@@ -186,7 +220,7 @@ impl SplitRing {
     pub(super) fn publish(&mut self, index: u16) {
         if let Some(inflight) = &self.inflight {
             let first = self.shown_base();
-            let heads = (0..index.wrapping_sub(self.published)).map(|i| first.wrapping_add(i));
+            let heads = (0..index.wrapping_sub(self.published.get())).map(|i| first.wrapping_add(i));
             heads.for_each(|at| inflight.returning(self.memory.avail_head(at)));
         }
         self.show(index);
@@ -194,7 +228,7 @@ impl SplitRing {
 
     #[inline]
     fn show(&mut self, index: u16) {
-        let old = std::mem::replace(&mut self.published, index);
+        let old = std::mem::replace(&mut self.published, Index::new(index)).get();
         if old == index {
             return;
         }
@@ -214,7 +248,7 @@ impl SplitRing {
 
     /// Asks the guest to kick; `true` if chains have come meanwhile, so that nobody may sleep.
     pub fn arm(&mut self) -> bool {
-        notify::arm(&self.memory, self.event_idx, self.next_avail)
+        notify::arm(&self.memory, self.event_idx, self.next_avail.get())
     }
 
     /// Asks the guest not to kick while we poll. With EVENT_IDX the event index of the past does that by itself.

@@ -100,9 +100,9 @@ impl TxRing {
     /// # Errors
     /// The ring can no longer be trusted.
     pub fn pop_burst<'m>(&mut self, memory: &'m GuestMemory, burst: &mut Burst<'m>) -> Result<(), PortFault> {
-        self.first = self.ring.next_avail;
+        self.first = self.ring.next_avail.get();
         for _ in 0..self.ring.available(self.most)?.min(self.most) {
-            let head = self.ring.memory.avail_head(self.ring.next_avail);
+            let head = self.ring.memory.avail_head(self.ring.next_avail.get());
             if !self.mark(head) {
                 self.repeated = Some(head);
                 break;
@@ -129,7 +129,7 @@ impl TxRing {
                 break;
             }
             burst.buffers(&frame).iter().take(2).for_each(|buffer| buffer.prefetch(HEADERS));
-            self.ring.next_avail = self.ring.next_avail.wrapping_add(1);
+            self.ring.next_avail.advance(1);
             self.ring.note_popped(head);
         }
         for frame in &burst.frames {

@@ -62,7 +62,11 @@ impl Decider {
         ensure!(whose(ingress) == whose(egress), "from {ingress:?} into another tenant, to {egress:?}");
         ensure!(ingress != egress, "back to where it came from");
         let (l3, l4) = (usize::from(head.l3), usize::from(head.l4));
-        ensure!(l3 == ETHER && l3 < l4 && head.l4 <= head.len, "layers at {l3} and {l4} of {}", head.len);
+        ensure!(
+            l3 == ETHER && l3 < l4 && u32::from(head.l4) <= head.len,
+            "layers at {l3} and {l4} of {}",
+            head.len
+        );
         let to = match self.snapshot.port(egress).map(|port| &port.kind).context("no such egress")? {
             PortKind::Nic(nic) => nic.mac,
             PortKind::Uplink(uplink) => uplink.peer_mac,

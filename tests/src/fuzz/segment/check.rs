@@ -72,8 +72,8 @@ impl Case {
         let (bytes, vnet) = (&piece.bytes, piece.vnet);
         ensure!(vnet == self.head.offload.vnet(), "another vnet header");
         ensure!(bytes.len() == usize::try_from(self.head.frame_len)?, "{} bytes", bytes.len());
-        ensure!(bytes.get(..usize::from(self.head.len)) == Some(self.head.as_bytes()), "other headers");
-        let rest = usize::from(self.head.len)..bytes.len();
+        ensure!(bytes.get(..self.head.size()) == Some(self.head.as_bytes()), "other headers");
+        let rest = self.head.size()..bytes.len();
         ensure!(bytes.get(rest.clone()) == self.packet.bytes.get(rest), "another payload");
         if vnet.flags & 1 != 0 {
             let end = usize::from(vnet.csum_start) + usize::from(vnet.csum_offset) + 2;
