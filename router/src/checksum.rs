@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// The ones' complement sum of `bytes` as big-endian 16-bit words, added to `initial`. An odd last byte counts as the
 /// high half of a word. Not complemented.
+#[inline]
 #[must_use]
 pub fn ones_complement_sum(bytes: &[u8], initial: u16) -> u16 {
     // RFC 1071, section 2: the sum does not care in which order bytes and words are added, so add native 32-bit words
@@ -21,6 +22,7 @@ pub fn ones_complement_sum(bytes: &[u8], initial: u16) -> u16 {
 }
 
 /// Ones' complement addition.
+#[inline]
 #[must_use]
 pub fn add(a: u16, b: u16) -> u16 {
     let (sum, carry) = a.overflowing_add(b);
@@ -30,6 +32,7 @@ pub fn add(a: u16, b: u16) -> u16 {
 /// The checksum after one 16-bit word that it covers changed from `old` to `new` (RFC 1624, equation 3).
 ///
 /// Words start at even offsets of what is summed: for the TTL give the word of TTL and protocol.
+#[inline]
 #[must_use]
 pub fn update16(checksum: u16, old: u16, new: u16) -> u16 {
     !add(add(!checksum, !old), new)
@@ -50,6 +53,7 @@ pub fn pseudo_header6(source: Ipv6Addr, destination: Ipv6Addr, protocol: u8, len
     ones_complement_sum(&destination.octets(), ones_complement_sum(&source.octets(), sum))
 }
 
+#[inline]
 fn fold(sum: u64) -> u16 {
     let mut sum = sum;
     while sum > 0xffff {

@@ -53,23 +53,23 @@ fn decide<T: Trace>(
     if segment_len(head) > u32::from(port.mtu) {
         return Err(Refusal::at_ingress(DropReason::FrameTooLong, port));
     }
-    trace.step(Step::Parsed(packet.name(head.protocol)));
+    trace.step(|| Step::Parsed(packet.name(head.protocol)));
 
     // Meter: nothing is metered yet; the sender's bucket would be asked here, before any work for it.
 
     // Source check.
     source::check(snapshot, state, ingress, head, packet).map_err(|no| Refusal::at_ingress(no, port))?;
-    trace.step(Step::SourceOk);
+    trace.step(|| Step::SourceOk);
 
     // Own address. The one lookup also serves the FIB step below.
     let Some(ip) = own::routed(head, packet) else {
-        trace.step(Step::Own);
+        trace.step(|| Step::Own);
         return Ok(own::link(snapshot, port, head, packet)?);
     };
     let tenant = tenant_of(port, ip.destination);
     let route = tenant.and_then(|tenant| snapshot.vrf(tenant)?.fib.lookup(ip.destination));
     if let Some(Route { hop: Hop::Own, .. }) = route {
-        trace.step(Step::Own);
+        trace.step(|| Step::Own);
         return Ok(own::unicast(snapshot, head, ip)?);
     }
     refuse_addresses(ip)?;
@@ -81,14 +81,14 @@ fn decide<T: Trace>(
 
     // VRF and FIB.
     let (Some(tenant), Some(route)) = (tenant, route) else { return Err(DropReason::RouteNone.into()) };
-    trace.step(Step::Route(tenant, route.rule));
+    trace.step(|| Step::Route(tenant, route.rule));
 
     // Policy: nothing is denied inside a tenant yet.
 
     // Next hop.
     let (next, verdict) = next_hop(ingress, port, route)?;
     fit(state, head, ip, next).map_err(|reason| Refusal { reason, rule: route.rule })?;
-    trace.step(Step::NextHop(next.port));
+    trace.step(|| Step::NextHop(next.port));
     rewrite::forward_to(head, ip, next.mac, snapshot.router_mac);
     Ok(verdict)
 }

@@ -146,9 +146,10 @@ pub(crate) fn parse(head: &mut Headers, mtu: u16) -> Result<Packet, DropReason> 
 }
 
 /// Destination and source MAC.
+#[inline]
 pub(crate) fn macs(head: &Headers) -> (Mac, Mac) {
-    let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5] = array(&head.bytes, 0).unwrap_or_default();
-    (Mac([d0, d1, d2, d3, d4, d5]), Mac([s0, s1, s2, s3, s4, s5]))
+    let mac = |at| Mac(array(&head.bytes, at).unwrap_or_default());
+    (mac(0), mac(6))
 }
 
 /// Whether the frame is for more than one host (IEEE 802.3, section 3.2.3).

@@ -19,8 +19,8 @@ pub enum Step {
 
 /// Receives each [`Step`]. [`NoTrace`] compiles away; a `Vec<Step>` keeps them.
 pub trait Trace {
-    /// Called once per decision, in order.
-    fn step(&mut self, step: Step);
+    /// Called once per decision, in order; `step` is only made for whoever wants it.
+    fn step(&mut self, step: impl FnOnce() -> Step);
 }
 
 /// The packet path's own trace: nothing.
@@ -28,11 +28,12 @@ pub trait Trace {
 pub struct NoTrace;
 
 impl Trace for NoTrace {
-    fn step(&mut self, _: Step) {}
+    #[inline]
+    fn step(&mut self, _: impl FnOnce() -> Step) {}
 }
 
 impl Trace for Vec<Step> {
-    fn step(&mut self, step: Step) {
-        self.push(step);
+    fn step(&mut self, step: impl FnOnce() -> Step) {
+        self.push(step());
     }
 }

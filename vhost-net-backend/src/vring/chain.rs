@@ -106,8 +106,24 @@ impl<'m> Burst<'m> {
 }
 
 /// Appends the buffers of the chain at `head`; returns their bytes. On an error `segments` may hold some of them.
-#[inline]
+#[inline(always)]
 pub(super) fn walk<'m, const N: usize>(
+    ring: &RingMemory,
+    from: &mut Buffers<'m, '_>,
+    head: u16,
+    access: Access,
+    segments: &mut ArrayVec<GuestSlice<'m>, N>,
+) -> Result<u32, ChainError> {
+    // A single buffer: so is nearly every chain.
+    let descriptor = ring.descriptor(head).ok_or(ChainError::Malformed)?;
+    if descriptor.flags & !WRITE == 0 {
+        return append(from, descriptor, access, 0, segments);
+    }
+    walk_on(ring, from, head, access, segments)
+}
+
+#[inline(never)]
+fn walk_on<'m, const N: usize>(
     ring: &RingMemory,
     from: &mut Buffers<'m, '_>,
     head: u16,
@@ -166,7 +182,7 @@ fn walk_table<'m, const N: usize>(
     Err(ChainError::Malformed)
 }
 
-#[inline]
+#[inline(always)]
 fn append<'m, const N: usize>(
     from: &mut Buffers<'m, '_>,
     descriptor: Descriptor,
@@ -180,13 +196,29 @@ fn append<'m, const N: usize>(
         return Err(ChainError::Malformed);
     }
     let total = total.checked_add(descriptor.len).ok_or(ChainError::Malformed)?;
-    let (mut addr, mut left) = (descriptor.addr, descriptor.len);
-    // A buffer may go on in a neighbouring region: then it has several segments.
+    let segment = from.find(descriptor.addr, descriptor.len).ok_or(ChainError::Malformed)?;
+    segments.try_push(segment).map_err(|_| ChainError::NoRoom)?;
+    let left = descriptor.len - segment.len();
+    if left > 0 {
+        let addr = descriptor.addr.checked_add(u64::from(segment.len())).ok_or(ChainError::Malformed)?;
+        append_rest(from, addr, left, segments)?;
+    }
+    Ok(total)
+}
+
+/// A buffer may go on in a neighbouring region: then it has several segments.
+#[cold]
+fn append_rest<'m, const N: usize>(
+    from: &mut Buffers<'m, '_>,
+    mut addr: u64,
+    mut left: u32,
+    segments: &mut ArrayVec<GuestSlice<'m>, N>,
+) -> Result<(), ChainError> {
     while left > 0 {
         let segment = from.find(addr, left).ok_or(ChainError::Malformed)?;
         segments.try_push(segment).map_err(|_| ChainError::NoRoom)?;
         left -= segment.len();
         addr = addr.checked_add(u64::from(segment.len())).ok_or(ChainError::Malformed)?;
     }
-    Ok(total)
+    Ok(())
 }
