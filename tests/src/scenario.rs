@@ -199,6 +199,9 @@ impl Scenario {
         if !self.topology.router.cpus.is_empty() {
             writeln!(file, "cpus = {:?}", self.topology.router.cpus)?;
         }
+        if self.topology.router.uso {
+            file.push_str("experimental = [\"uso\"]\n");
+        }
         for uplink in &self.topology.uplinks {
             let UplinkKind::Tap { device } = &uplink.kind else { bail!("only taps can be written") };
             let addresses = list(&uplink.addresses);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use tempfile::TempDir;
 
-use super::frames::{RECEIVER, SENDER, Wanted};
+use super::frames::{self, GATEWAY, RECEIVER, Wanted};
 use super::ovs::Ovs;
 use super::{BACKEND_CORE, GENERATOR_CORE};
 use crate::wait::wait_for;
@@ -52,7 +52,8 @@ impl Kind {
     #[must_use]
     pub fn wanted(self) -> Wanted {
         match self {
-            Self::Vmrouter | Self::OvsL3 => Wanted::ROUTED,
+            Self::Vmrouter => Wanted::EXACT,
+            Self::OvsL3 => Wanted::ROUTED,
             Self::TestpmdIo | Self::OvsL2 => Wanted::SWITCHED,
             Self::TestpmdMac => Wanted::ANY_MAC,
         }
@@ -132,20 +133,11 @@ impl Backend {
 }
 
 fn vmrouter(folder: &Path) -> Result<Process> {
-    let nic = |name: &str, host: super::frames::Host| {
-        let mac = host.mac.map(|byte| format!("{byte:02x}")).join(":");
-        let ip = host.ip.map(|byte| byte.to_string()).join(".");
-        format!(
-            "[[tenant.bench.vm.{name}.nic]]\nnetwork = \"lan\"\nmac = \"{mac}\"\naddresses = [\"{ip}\"]\n"
-        )
-    };
-    let topology = format!(
-        "version = 1\n[router]\ncpus = [{BACKEND_CORE}]\n[tenant.bench.network.lan]\nsubnets = [\"10.0.0.0/24\"]\n{}{}",
-        nic("a", SENDER),
-        nic("b", RECEIVER)
-    );
+    let mut scenario = frames::scenario()?;
+    scenario.topology.router.cpus = vec![BACKEND_CORE];
+    scenario.topology.router.uso = true;
     let file = folder.join("topology.toml");
-    fs::write(&file, topology)?;
+    fs::write(&file, scenario.toml()?)?;
     let mut command = Command::new(daemon::binary("vmrouter")?);
     command.arg("run").arg(&file).arg("--run-dir").arg(folder.join("run"));
     command
@@ -168,6 +160,6 @@ fn testpmd(folder: &Path, mode: &str, sockets: &[PathBuf; 2]) -> Result<Process>
 fn l3_rule() -> String {
     let mac = |bytes: [u8; 6]| bytes.map(|byte| format!("{byte:02x}")).join(":");
     let ip = RECEIVER.ip.map(|byte| byte.to_string()).join(".");
-    let (source, destination) = (mac(super::frames::GATEWAY), mac(RECEIVER.mac));
+    let (source, destination) = (mac(GATEWAY), mac(RECEIVER.mac));
     format!("ip,nw_dst={ip},actions=dec_ttl,mod_dl_src:{source},mod_dl_dst:{destination},output:b")
 }

@@ -3,29 +3,37 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
-use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
-use vhost_net_backend::demo_guest::nic::{CSUM, GUEST_CSUM, GUEST_TSO, HOST_TSO, MRG_RXBUF, PLAIN};
-use vhost_net_backend::demo_guest::ring::Layout;
-use vhost_net_backend::demo_guest::{FrontEnd, Ram};
-use vm_memory::{GuestAddress, GuestMemoryBackend as _};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use anyhow::{Result, ensure};
 
+use super::card::Card;
 use super::driver::Vring;
-use super::frames::{self, Wanted};
+use super::frames::Wanted;
+use super::modes::Mode;
+use super::stream::{Stream, VNET};
 
-/// Entries of each vring.
-const RING: u16 = 1024;
-/// Entries where frames are large: their buffers are.
-const LARGE_RING: u16 = 256;
 /// Frames written, and read, in one turn.
 const BURST: u16 = 32;
-/// Bytes of the vnet header.
-const HEADER: usize = 12;
+/// Bytes of each frame that are looked at where the rate counts: headers and sequence number.
+const HEAD: usize = VNET + 64;
+/// Receive buffers that are left to what the router has to say by itself.
+const OTHERS: u16 = 8;
 /// Time for traffic to settle before it is measured.
 const WARM_UP: Duration = Duration::from_millis(200);
+/// Without a frame for so long everything under way has arrived or is lost.
+const SETTLED: Duration = Duration::from_millis(100);
+/// The same where nothing may be lost, on a machine that has other things to do.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Without a frame for so long the back end is not working.
 const SILENCE: Duration = Duration::from_secs(3);
+
+/// How much of each frame is checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// Its first bytes and its length: as fast as a guest that does not read its data.
+    Head,
+    /// Every byte of it.
+    Whole,
+}
 
 /// What one run gave.
 #[derive(Clone, Copy, Debug, Default)]
@@ -75,90 +83,26 @@ impl Rate {
     }
 }
 
-/// One guest's card: attached, its rings started.
-struct Card {
-    // Dropped first: the back end lets go of the memory.
-    _front_end: FrontEnd,
-    ram: Ram,
-    layouts: [Layout; 2],
-    kicks: [EventFd; 2],
-    _calls: [EventFd; 2],
-    buffers: [u64; 2],
-    buffer_len: u32,
-}
-
-impl Card {
-    fn attach(socket: &Path, large: bool) -> Result<Self> {
-        let offloads = if large { CSUM | GUEST_CSUM | HOST_TSO | GUEST_TSO } else { 0 };
-        let features = PLAIN | MRG_RXBUF | offloads;
-        let protocol = Protocol::REPLY_ACK | Protocol::MQ;
-        let mut front_end = FrontEnd::connect(socket, features, protocol)
-            .with_context(|| format!("attaching to {}", socket.display()))?;
-        let (size, buffer_len) = if large { (LARGE_RING, 17 * 4096_u32) } else { (RING, 2048) };
-        let rings = 2 * (Layout::bytes(size, false) + 4096);
-        let buffers = 2 * u64::from(size) * u64::from(buffer_len);
-        let mut ram = Ram::new(rings + buffers + (1 << 20), false)?;
-        let mut layout = || -> Result<Layout> {
-            Ok(Layout::at(ram.alloc(Layout::bytes(size, false), false)?, size, false))
-        };
-        let layouts = [layout()?, layout()?];
-        let buffers = [(); 2].map(|()| ram.alloc(u64::from(size) * u64::from(buffer_len), false));
-        let [rx, tx] = buffers;
-        let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
-        let kicks = [event()?, event()?];
-        let calls = [event()?, event()?];
-        front_end.set_memory(&ram)?;
-        let card = Self {
-            _front_end: front_end,
-            ram,
-            layouts,
-            kicks,
-            _calls: calls,
-            buffers: [rx?, tx?],
-            buffer_len,
-        };
-        Ok(card)
-    }
-
-    /// Shows the back end its rings, which hold what they hold by now.
-    fn start(&mut self) -> Result<()> {
-        let Self { _front_end: front_end, ram, layouts, kicks, _calls: calls, .. } = self;
-        for (index, layout) in layouts.iter().enumerate() {
-            let (kick, call) = (kicks.get(index).context("kick")?, calls.get(index).context("call")?);
-            front_end.start_vring(index, ram, *layout, 0, kick, call)?;
-        }
-        (0..2).try_for_each(|index| front_end.enable(index, true))?;
-        Ok(())
-    }
-
-    fn rings(&self) -> Result<[Vring<'_>; 2]> {
-        let memory = self.ram.memory();
-        let bytes = memory.iter().map(vm_memory::GuestMemoryRegion::len).sum::<u64>();
-        let all = memory.get_slice(GuestAddress(0), usize::try_from(bytes)?)?;
-        let [rx, tx] = &self.kicks;
-        let ring = |i: usize, kick, writable| -> Result<Vring<'_>> {
-            let (layout, buffers) =
-                (self.layouts.get(i).context("ring")?, self.buffers.get(i).context("ring")?);
-            Vring::new(all, *layout, kick, *buffers, self.buffer_len, writable)
-        };
-        Ok([ring(0, rx, true)?, ring(1, tx, false)?])
-    }
-}
-
 /// Two cards attached to one back end.
 pub struct Generator {
     sender: Card,
     receiver: Card,
+    mode: Mode,
+    wanted: Wanted,
+    depth: Depth,
 }
 
 impl Generator {
-    /// Attaches both. `large`: with segmentation offload and buffers for whole large frames.
+    /// Attaches both.
     ///
     /// # Errors
-    /// The back end refused.
-    pub fn attach(sockets: [&Path; 2], large: bool) -> Result<Self> {
-        let [sender, receiver] = sockets.map(|socket| Card::attach(socket, large));
-        Ok(Self { sender: sender?, receiver: receiver? })
+    /// The back end refused, or does not offer what the mode needs.
+    pub fn attach(sockets: [&Path; 2], mode: Mode, wanted: Wanted, depth: Depth) -> Result<Self> {
+        let [send, receive] = mode.features();
+        let [from, to] = sockets;
+        let attach =
+            |socket, features| Card::attach(socket, features, [mode.receive, mode.transmit], mode.huge_pages);
+        Ok(Self { sender: attach(from, send)?, receiver: attach(to, receive)?, mode, wanted, depth })
     }
 
     /// Sends frames of each length in turn for `duration`, as fast as the back end takes them. Once only: it uses the
@@ -166,20 +110,35 @@ impl Generator {
     ///
     /// # Errors
     /// The back end broke a ring, or nothing arrives.
-    pub fn run(mut self, lens: &[usize], wanted: Wanted, duration: Duration) -> Result<Vec<Rate>> {
-        {
-            // The rings' first contents, before the back end looks at them.
-            let [mut rx, _] = self.receiver.rings()?;
-            rx.publish()?;
-            let [mut rx, _] = self.sender.rings()?;
-            rx.publish()?;
-        }
-        self.sender.start()?;
-        self.receiver.start()?;
-        let [_, tx] = self.sender.rings()?;
-        let [rx, _] = self.receiver.rings()?;
-        let mut pair = Pair { tx, rx, wanted, head: [0; HEADER + 64], sent: 0, expected: 0 };
-        lens.iter().map(|len| pair.measure(*len, duration)).collect()
+    pub fn run(mut self, lens: &[usize], duration: Duration) -> Result<Vec<Rate>> {
+        self.each(lens, |pair, len| pair.measure(len, duration))
+    }
+
+    /// Sends `count` frames of each length in turn, never more at a time than the receiver has buffers for: all of
+    /// them must arrive.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn exchange(mut self, lens: &[usize], count: u64) -> Result<Vec<Rate>> {
+        self.each(lens, |pair, len| pair.exchange(len, count))
+    }
+
+    fn each(
+        &mut self,
+        lens: &[usize],
+        act: impl Fn(&mut Pair<'_>, usize) -> Result<Rate>,
+    ) -> Result<Vec<Rate>> {
+        let Self { sender, receiver, mode, wanted, depth } = self;
+        // What a ring needs from its sender is there before its receiver is: neither ring of the other direction is used.
+        let [_rx, tx] = sender.start()?;
+        let [rx, _tx] = receiver.start()?;
+        let largest = mode.transmit.capacity.max(HEAD);
+        let looked_at = if *depth == Depth::Whole { largest } else { HEAD };
+        let stream = Stream::new(mode.content, mode.v6, *lens.first().unwrap_or(&0), mode.whole, *wanted)?;
+        let found = vec![0; looked_at];
+        let mut pair =
+            Pair { tx, rx, mode: *mode, wanted: *wanted, stream, found, sent: 0, expected: 0, piece: 0 };
+        lens.iter().map(|len| act(&mut pair, *len)).collect()
     }
 }
 
@@ -187,37 +146,69 @@ impl Generator {
 struct Pair<'m> {
     tx: Vring<'m>,
     rx: Vring<'m>,
+    mode: Mode,
     wanted: Wanted,
-    head: [u8; HEADER + 64],
+    stream: Stream,
+    /// What was looked at of the frame that came last.
+    found: Vec<u8>,
     /// Sequence number of the next frame to send, and the one that comes next if none is lost.
     sent: u64,
     expected: u64,
+    /// The piece of it that comes next.
+    piece: usize,
 }
 
 impl Pair<'_> {
+    /// From now on frames have that length.
+    fn set_len(&mut self, len: usize) -> Result<()> {
+        let Mode { content, v6, whole, .. } = self.mode;
+        self.stream = Stream::new(content, v6, len, whole, self.wanted)?;
+        self.tx.set_len(self.stream.bytes.len(), &self.stream.sequences)
+    }
+
     fn measure(&mut self, len: usize, duration: Duration) -> Result<Rate> {
-        let (vnet, frame) = frames::template(len);
-        let header = vnet.to_bytes();
-        self.tx.set_len(HEADER + len)?;
+        self.set_len(len)?;
         let mut rate = Rate { len, ..Rate::default() };
         let start = Instant::now();
         while rate.frames == 0 {
-            ensure!(start.elapsed() < SILENCE, "no frame arrives");
+            ensure!(start.elapsed() < SILENCE, "no frame arrives as it should; {} are bad", rate.bad);
             rate.elapsed = Duration::ZERO;
-            self.turns(&header, &frame, WARM_UP, &mut rate)?;
+            self.turns(WARM_UP, &mut rate)?;
         }
         rate = Rate { len, bad: rate.bad, ..Rate::default() };
-        self.turns(&header, &frame, duration, &mut rate)?;
-        self.drain(len, &mut rate)?;
+        self.turns(duration, &mut rate)?;
+        self.drain(&mut rate, SETTLED)?;
         Ok(rate)
     }
 
-    fn turns(&mut self, header: &[u8], frame: &[u8], duration: Duration, rate: &mut Rate) -> Result<()> {
+    fn exchange(&mut self, len: usize, count: u64) -> Result<Rate> {
+        self.set_len(len)?;
+        let mut rate = Rate { len, ..Rate::default() };
+        let (start, end) = (Instant::now(), self.sent + count);
+        // Buffers that one frame takes, and the frames that fit all of them.
+        let buffers = self.stream.buffers(self.mode.receive.capacity);
+        let window = u64::from(self.rx.chains() - OTHERS) / u64::try_from(buffers)?.max(1);
+        ensure!(window > 0, "a frame of {buffers} buffers does not fit the receiver's ring");
+        while self.sent < end && rate.bad == 0 {
+            let free = (window - (self.sent - self.expected).min(window)).min(end - self.sent);
+            self.send(u16::try_from(free)?.min(BURST), &mut rate)?;
+            if !self.receive(&mut rate)? {
+                ensure!(start.elapsed() < 3 * PATIENCE, "it hangs: {rate:?}");
+                std::thread::yield_now();
+            }
+        }
+        let received = self.drain(&mut rate, PATIENCE)?;
+        rate.frames = received;
+        rate.elapsed = start.elapsed();
+        Ok(rate)
+    }
+
+    fn turns(&mut self, duration: Duration, rate: &mut Rate) -> Result<()> {
         let start = Instant::now();
         while rate.elapsed < duration {
             for _ in 0..64 {
-                self.send(header, frame, rate)?;
-                self.receive(frame.len(), rate)?;
+                self.send(BURST, rate)?;
+                self.receive(rate)?;
                 rate.turns += 1;
             }
             rate.elapsed = start.elapsed();
@@ -225,60 +216,78 @@ impl Pair<'_> {
         Ok(())
     }
 
+    /// That many frames, or none.
     #[inline]
-    fn send(&mut self, header: &[u8], frame: &[u8], rate: &mut Rate) -> Result<()> {
-        let room = self.tx.room()?;
-        if room < BURST {
+    fn send(&mut self, count: u16, rate: &mut Rate) -> Result<()> {
+        if count == 0 {
+            return Ok(());
+        }
+        if self.tx.room()? < count {
             rate.full += 1;
             return Ok(());
         }
-        let at = frames::sequence_at(frame.len());
-        for _ in 0..BURST {
-            self.tx.write([header, frame], (at, self.sent))?;
+        for _ in 0..count {
+            self.tx.write(&self.stream.bytes, self.sent)?;
             self.sent += 1;
         }
         self.tx.publish()
     }
 
+    /// Whether anything came.
     #[inline]
-    fn receive(&mut self, len: usize, rate: &mut Rate) -> Result<()> {
-        let pending = self.rx.pending()?.min(2 * BURST);
-        if pending == 0 {
+    fn receive(&mut self, rate: &mut Rate) -> Result<bool> {
+        let mut waiting = self.rx.pending()?;
+        if waiting == 0 {
             rate.empty += 1;
-            return Ok(());
+            return Ok(false);
         }
-        for _ in 0..pending {
-            let got = self.rx.receive(&mut self.head)?;
-            let sequence = frames::check(self.head.get(HEADER..).unwrap_or_default(), len, self.wanted);
-            match sequence.filter(|sequence| *sequence >= self.expected && got == HEADER + len) {
+        for _ in 0..2 * BURST {
+            let got = self.rx.receive(waiting, &mut self.found)?;
+            let found = self.found.get(..got.len.min(self.found.len())).unwrap_or_default();
+            let mut at = self.piece;
+            let mut sequence = self.stream.check(at, found, got.len, got.buffers);
+            if at > 0 && sequence != Some(self.expected) {
+                // The rest of a frame is missing: the next one begins.
+                at = 0;
+                sequence = self.stream.check(at, found, got.len, got.buffers);
+            }
+            match sequence.filter(|sequence| *sequence >= self.expected && *sequence < self.sent) {
                 Some(sequence) => {
-                    rate.frames += 1;
                     rate.lost += sequence - self.expected;
-                    self.expected = sequence + 1;
+                    let last = at + 1 == self.stream.pieces.len();
+                    rate.frames += u64::from(last);
+                    (self.expected, self.piece) = if last { (sequence + 1, 0) } else { (sequence, at + 1) };
                 }
+                None if Stream::is_for_all(found) => {}
                 None => rate.bad += 1,
             }
+            waiting -= got.buffers;
+            if waiting == 0 {
+                break;
+            }
         }
-        self.rx.publish()
+        self.rx.publish()?;
+        Ok(true)
     }
 
-    /// Lets everything under way arrive, so that the next length starts alone and losses are known.
-    fn drain(&mut self, len: usize, rate: &mut Rate) -> Result<()> {
+    /// Lets everything under way arrive, so that the next length starts alone and losses are known. Returns all frames
+    /// that came.
+    fn drain(&mut self, rate: &mut Rate, patience: Duration) -> Result<u64> {
         let mut last = Instant::now();
-        let (frames, mut seen) = (rate.frames, rate.frames);
-        while self.expected < self.sent && last.elapsed() < Duration::from_millis(100) {
-            self.receive(len, rate)?;
-            if rate.frames != seen {
-                (last, seen) = (Instant::now(), rate.frames);
+        let frames = rate.frames;
+        while self.expected < self.sent && last.elapsed() < patience {
+            if self.receive(rate)? {
+                last = Instant::now();
+            } else {
+                std::thread::yield_now();
             }
         }
         rate.lost += self.sent - self.expected;
-        self.expected = self.sent;
-        rate.frames = frames;
+        (self.expected, self.piece) = (self.sent, 0);
         let start = Instant::now();
-        while self.tx.room()? < self.tx.size() {
-            ensure!(start.elapsed() < SILENCE, "the back end does not complete what was sent");
+        while self.tx.room()? < self.tx.chains() {
+            ensure!(start.elapsed() < PATIENCE, "the back end does not complete what was sent");
         }
-        Ok(())
+        Ok(std::mem::replace(&mut rate.frames, frames))
     }
 }

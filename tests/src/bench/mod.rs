@@ -3,22 +3,27 @@
 //! One [`Generator`] is both guests, on one core: it fills the transmit ring of the first and empties the receive
 //! ring of the second, a burst at a time. It writes every byte of every frame, because a real guest does, and checks each
 //! frame that comes out: MACs, TTL, length, order. So it costs about as much as two fast guests do; which side was the
-//! limit is part of the result, as the share of looks at which it found its ring full.
+//! limit is part of the result, as the share of looks at which it found its ring full. [`modes`] has the ways in which the
+//! two can be attached.
 //!
 //! The back end under test has the other core. Two virtual cores may be near to each other or far within the machine, and
 //! that changes while one looks: [`placement`] measures it before and after each run.
 
 pub mod backend;
+mod card;
 pub mod driver;
 pub mod frames;
 pub mod generator;
+pub mod modes;
 pub mod ovs;
 pub mod placement;
 pub mod plot;
 pub mod report;
+pub mod stream;
 
 pub use backend::{Backend, Kind};
-pub use generator::{Generator, Rate};
+pub use generator::{Depth, Generator, Rate};
+pub use modes::{MODES, Mode};
 
 use anyhow::{Context as _, Result};
 use rustix::thread::{CpuSet, sched_setaffinity};

@@ -17,7 +17,8 @@ pub fn draw(cells: &[Cell], file: &Path) -> Result<()> {
 }
 
 fn try_draw(cells: &[Cell], file: &Path) -> Result<(), Box<dyn std::error::Error>> {
-    let mut groups: Vec<(usize, &str)> = cells.iter().map(|cell| (cell.len, cell.placed)).collect();
+    let group = |cell: &Cell| (cell.mode, cell.len, cell.placed);
+    let mut groups: Vec<(&str, usize, &str)> = cells.iter().map(group).collect();
     groups.dedup();
     let kinds = Kind::ALL.len();
     let slots = groups.len() * (kinds + 1);
@@ -31,14 +32,14 @@ fn try_draw(cells: &[Cell], file: &Path) -> Result<(), Box<dyn std::error::Error
         .y_label_area_size(48)
         .build_cartesian_2d(0..slots, 0.0..top)?;
     let name = |slot: &usize| match groups.get(slot / (kinds + 1)) {
-        Some((len, placed)) if slot % (kinds + 1) == kinds / 2 => format!("{len} B {placed}"),
+        Some((_, len, placed)) if slot % (kinds + 1) == kinds / 2 => format!("{len} B {placed}"),
         Some(_) | None => String::new(),
     };
     chart.configure_mesh().disable_x_mesh().x_labels(slots).x_label_formatter(&name).y_desc("Mpps").draw()?;
     for (order, kind) in Kind::ALL.into_iter().enumerate() {
         let color = Palette99::pick(order).mix(0.9);
         let bars = cells.iter().filter(|cell| cell.kind == kind).filter_map(|cell| {
-            let group = groups.iter().position(|group| *group == (cell.len, cell.placed))?;
+            let group = groups.iter().position(|of| *of == group(cell))?;
             let at = group * (kinds + 1) + order;
             Some(Rectangle::new([(at, 0.0), (at + 1, cell.mpps[1])], color.filled()))
         });

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::placement::Placement;
-use super::{Kind, Rate};
+use super::{Kind, MODES, Rate};
 
 /// Share of turns with a full ring above which the back end was the limit (BENCH bars count only such cells).
 const LIMIT: f64 = 0.8;
@@ -13,6 +13,8 @@ const LIMIT: f64 = 0.8;
 pub struct Run {
     /// Which back end.
     pub kind: Kind,
+    /// How the guests were attached.
+    pub mode: &'static str,
     /// What it gave.
     pub rate: Rate,
     /// The cores' distance before and after.
@@ -28,11 +30,13 @@ impl Run {
     }
 }
 
-/// The median of one back end, one length and one placement.
+/// The median of one back end, one mode, one length and one placement.
 #[derive(Clone, Copy, Debug)]
 pub struct Cell {
     /// Which back end.
     pub kind: Kind,
+    /// How the guests were attached.
+    pub mode: &'static str,
     /// Bytes of each frame.
     pub len: usize,
     /// `near`, `far` or `moved`.
@@ -51,17 +55,19 @@ pub struct Cell {
     pub bad: u64,
 }
 
-/// Medians, ordered by length, placement, back end.
+/// Medians, ordered by mode, length, placement, back end.
 #[must_use]
 pub fn cells(runs: &[Run]) -> Vec<Cell> {
-    let mut lens: Vec<usize> = runs.iter().map(|run| run.rate.len).collect();
-    lens.sort_unstable();
-    lens.dedup();
+    let order = |name| MODES.iter().position(|mode| mode.name == name);
+    let mut groups: Vec<_> = runs.iter().map(|run| (order(run.mode), run.mode, run.rate.len)).collect();
+    groups.sort_unstable();
+    groups.dedup();
     let mut cells = Vec::new();
-    for len in lens {
+    for (_, mode, len) in groups {
         for placed in ["near", "far", "moved"] {
             for kind in Kind::ALL {
-                let of = |run: &&Run| run.kind == kind && run.rate.len == len && run.placed() == placed;
+                let is = |run: &Run| (run.kind, run.mode, run.rate.len) == (kind, mode, len);
+                let of = |run: &&Run| is(run) && run.placed() == placed;
                 let group: Vec<&Run> = runs.iter().filter(of).collect();
                 cells.extend(cell(&group));
             }
@@ -75,6 +81,7 @@ fn cell(group: &[&Run]) -> Option<Cell> {
     let (low, mid, high) = spread(group, |run| run.rate.mpps());
     Some(Cell {
         kind: first.kind,
+        mode: first.mode,
         len: first.rate.len,
         placed: first.placed(),
         runs: group.len(),
@@ -97,11 +104,13 @@ fn spread(group: &[&Run], value: impl Fn(&Run) -> f64) -> (f64, f64, f64) {
 #[must_use]
 pub fn table(cells: &[Cell]) -> String {
     let mut text = String::from(
-        "FRAME PLACED BACK END     RUNS     MPPS   LOWEST  HIGHEST    GBIT/S  RING FULL      LOST  BAD  VMROUTER IS\n",
+        "FRAME PLACED MODE              BACK END     RUNS     MPPS   LOWEST  HIGHEST    GBIT/S  RING FULL      LOST  BAD  VMROUTER IS\n",
     );
     for cell in cells {
-        let ours =
-            cells.iter().find(|c| c.kind == Kind::Vmrouter && c.len == cell.len && c.placed == cell.placed);
+        let is_ours = |c: &&Cell| {
+            c.kind == Kind::Vmrouter && (c.mode, c.len, c.placed) == (cell.mode, cell.len, cell.placed)
+        };
+        let ours = cells.iter().find(is_ours);
         let [low, mid, high] = cell.mpps;
         let ratio = match ours {
             Some(ours) if ours.kind != cell.kind => format!("{:.2} x", ours.mpps[1] / mid),
@@ -110,9 +119,10 @@ pub fn table(cells: &[Cell]) -> String {
         let limit = if cell.full < LIMIT { "g" } else { " " };
         let _ = writeln!(
             text,
-            "{:>5} {:<6} {:<12} {:>4} {mid:>8.2}{limit} {low:>7.2} {high:>8.2} {:>9.2} {:>8.0} % {:>9} {:>4}  {ratio}",
+            "{:>5} {:<6} {:<17} {:<12} {:>4} {mid:>8.2}{limit} {low:>7.2} {high:>8.2} {:>9.2} {:>8.0} % {:>9} {:>4}  {ratio}",
             cell.len,
             cell.placed,
+            cell.mode,
             cell.kind.name(),
             cell.runs,
             cell.gbps,

@@ -14,6 +14,7 @@ use super::GuestError;
 /// Where the second region starts, guest-physical: above the hole below 4 GiB, where a PC has it.
 pub const HIGH_START: u64 = 1 << 32;
 const PAGE: u64 = 4096;
+const HUGE_PAGE: u64 = 2 << 20;
 
 /// Guest memory and a bump allocator over it. Address 0 is never handed out.
 #[derive(Clone, Debug)]
@@ -32,8 +33,23 @@ impl Ram {
     pub fn new(bytes: u64, split: bool) -> Result<Self, GuestError> {
         let parts: u64 = if split { 2 } else { 1 };
         let part = bytes.div_ceil(parts).next_multiple_of(PAGE).max(PAGE);
-        let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).map_err(std::io::Error::from)?);
-        ftruncate(&file, part * parts).map_err(std::io::Error::from)?;
+        Self::of(MemfdFlags::CLOEXEC, part, split)
+    }
+
+    /// `bytes` (rounded up) of huge pages of 2 MiB, in one region at guest-physical 0. They must be free: a page that is not
+    /// there is SIGBUS when it is touched.
+    ///
+    /// # Errors
+    /// The kernel refused the file or the mapping.
+    pub fn huge(bytes: u64) -> Result<Self, GuestError> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+        Self::of(flags, bytes.next_multiple_of(HUGE_PAGE).max(HUGE_PAGE), false)
+    }
+
+    /// One or two regions of `part` bytes each in one file.
+    fn of(flags: MemfdFlags, part: u64, split: bool) -> Result<Self, GuestError> {
+        let file = File::from(memfd_create("guest", flags).map_err(std::io::Error::from)?);
+        ftruncate(&file, part * if split { 2 } else { 1 }).map_err(std::io::Error::from)?;
         let mut ranges = Vec::new();
         let mut free = Vec::new();
         for (start, offset) in [(0, 0), (HIGH_START, part)].into_iter().take(if split { 2 } else { 1 }) {
