@@ -14,6 +14,7 @@ mod card;
 pub mod driver;
 pub mod frames;
 pub mod generator;
+pub mod lone_worker;
 pub mod modes;
 pub mod ovs;
 pub mod placement;
