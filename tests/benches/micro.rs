@@ -3,6 +3,12 @@
 //! Everything is in this process, on one core, and in its caches. Where a part changes what it works on, a fresh copy is
 //! made outside of the measured time.
 
+#![expect(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    reason = "what fails ends the program, as in a test"
+)]
+
 use std::cell::RefCell;
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -14,10 +20,10 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use router::checksum::ones_complement_sum;
 use router::segment::segment;
 use router::{Headers, NoTrace, PortId, Snapshot, Verdict, VnetHeader, WorkerState};
-use tests::bench::frames::{self, Content, SENDER, Wanted};
+use tests::bench::Mode;
+use tests::bench::frames::{self, Content, GATEWAY, SENDER, Wanted};
 use tests::bench::lone_worker::{BURST, LoneWorker};
 use tests::bench::stream::{Stream, VNET};
-use tests::bench::{Mode, frames::GATEWAY};
 use tests::fuzz::guest::Guest;
 use tests::fuzz::packet::Spec;
 use topology::{Place, Route, Topology, Via};
@@ -185,7 +191,9 @@ fn segmentation(bencher: Bencher<'_, '_>, len: usize) {
     let mut scratch = Vec::new();
     bencher.counter(BytesCount::new(len)).bench_local(|| {
         let mut pieces = 0;
-        segment(black_box(frame), &head, &mut scratch, &mut |piece| pieces += usize::from(!piece.is_empty()));
+        segment(black_box(frame), &head, &mut scratch, &mut |piece: &[u8]| {
+            pieces += usize::from(!piece.is_empty())
+        });
         assert_eq!(pieces, 43);
     });
 }
