@@ -13,8 +13,8 @@ use super::stream::{Stream, VNET};
 
 /// Frames written, and read, in one turn.
 const BURST: u16 = 32;
-/// Bytes of each frame that are looked at where the rate counts: headers and sequence number.
-const HEAD: usize = VNET + 64;
+/// Bytes of each frame that are looked at where the rate counts: headers and sequence number, also of TCP over IPv6.
+const HEAD: usize = VNET + 84;
 /// Receive buffers that are left to what the router has to say by itself.
 const OTHERS: u16 = 8;
 /// Time for traffic to settle before it is measured.
