@@ -63,7 +63,8 @@ fn main() -> Result<ExitCode> {
     if options.update {
         fs::write(&file, text(&counted))?;
     }
-    let before = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    let unread = || format!("{}: `tests/instructions --update` writes it", file.display());
+    let before = fs::read_to_string(&file).with_context(unread)?;
     let mut worse = false;
     println!("{:<20} {:>12} {:>12} {:>9}", "INSTRUCTIONS A FRAME", "NOW", "IN THE FILE", "CHANGE");
     for (name, now) in counted {
