@@ -53,7 +53,8 @@ impl Stream {
     pub fn new(content: Content, v6: bool, len: usize, whole: bool, wanted: Wanted) -> Result<Self> {
         let headers = content.headers(v6);
         let room = len.checked_sub(headers).context("shorter than its headers")?;
-        let size = if content.is_large() { usize::from(Content::segment(v6)) } else { room };
+        let is_cut = content.is_large() && !whole;
+        let size = if is_cut { usize::from(Content::segment(v6)) } else { room };
         let last = if room.is_multiple_of(size.max(1)) { size } else { room % size };
         ensure!(last >= SEQUENCE, "the last piece of {len} bytes has no room for a sequence number");
         let payload: Vec<u8> = (0..room).map(|i| if i % size < SEQUENCE { 0 } else { counted(i) }).collect();
@@ -65,7 +66,7 @@ impl Stream {
         let sequences = (0..room).step_by(size).map(|at| VNET + headers + at).collect();
         let bytes = [&content.vnet(v6).to_bytes(), &*sent.bytes].concat();
         let arrives = Spec { ttl: wanted.ttl, ..spec };
-        let pieces = if content.is_large() && !whole {
+        let pieces = if is_cut {
             cut(&arrives, size, wanted)?
         } else {
             vec![uncut(&arrives, content, whole, wanted)?]
