@@ -136,9 +136,16 @@ impl Builder<'_> {
                 fib.add_host(address, Route { hop: Hop::Broadcast, rule });
             }
         }
+        // Counted once: a tenant may have tens of thousands of routes, and thousands of VMs.
+        let first_nics = tenant.vms.iter().scan(first_nic, |next, vm| {
+            let first = *next;
+            *next += vm.nics.len();
+            Some(first)
+        });
+        let first_nics: Vec<usize> = first_nics.collect();
         for route in &tenant.routes {
             let rule = self.rule(route.at);
-            if let Some(hop) = self.hop(tenant, first_nic, route.via) {
+            if let Some(hop) = self.hop(tenant, &first_nics, route.via) {
                 fib.add_prefix(route.to, Route { hop, rule });
             }
         }
@@ -170,7 +177,8 @@ impl Builder<'_> {
         addresses6(tenant, nic).into_iter().for_each(|address| fib.add_host(IpAddr::V6(address), route));
     }
 
-    fn hop(&self, tenant: &Tenant, first_nic: usize, via: Via) -> Option<Hop> {
+    /// Where a static route leads; `first_nics`: the port of each VM's first NIC.
+    fn hop(&self, tenant: &Tenant, first_nics: &[usize], via: Via) -> Option<Hop> {
         match via {
             Via::Uplink(index) => {
                 let mtu = self.topology.uplinks.get(index)?.mtu;
@@ -178,9 +186,8 @@ impl Builder<'_> {
                 Some(Hop::Uplink(NextHop { port, mac: self.uplink_mac(index), mtu }))
             }
             Via::Nic { vm, nic } => {
-                let before: usize = tenant.vms.iter().take(vm).map(|vm| vm.nics.len()).sum();
                 let nic_model = tenant.vms.get(vm)?.nics.get(nic)?;
-                let port = PortId(number(first_nic + before + nic));
+                let port = PortId(number(first_nics.get(vm)? + nic));
                 Some(Hop::Nic(NextHop { port, mac: nic_model.mac, mtu: nic_model.mtu }))
             }
         }

@@ -36,6 +36,7 @@ pub(crate) fn has_family(uplink: &Uplink, v6: bool) -> bool {
 /// All routes of the tenant.
 pub(crate) fn validate(raw: &[At<RawRoute>], scope: &Scope<'_>, ctx: &mut Context<'_>) -> Vec<Route> {
     let mut routes = Vec::new();
+    let owners = owners(&scope.tenant.vms);
     let mut seen: HashMap<IpNet, Place> = HashMap::new();
     for entry in raw {
         let to = ctx.required(entry, entry.span(), "to", entry.to.as_ref());
@@ -50,7 +51,7 @@ pub(crate) fn validate(raw: &[At<RawRoute>], scope: &Scope<'_>, ctx: &mut Contex
                 "a destination has one route",
             );
         }
-        if let Some(via) = next_hop(to, via, scope, ctx) {
+        if let Some(via) = next_hop(to, via, scope, &owners, ctx) {
             routes.push(Route { at, to, via });
         }
     }
@@ -74,7 +75,13 @@ fn destination(text: &At<String>, own: &[Network], ctx: &mut Context<'_>) -> Opt
     Some(to)
 }
 
-fn next_hop(to: IpNet, via: &At<String>, scope: &Scope<'_>, ctx: &mut Context<'_>) -> Option<Via> {
+fn next_hop(
+    to: IpNet,
+    via: &At<String>,
+    scope: &Scope<'_>,
+    owners: &Owners,
+    ctx: &mut Context<'_>,
+) -> Option<Via> {
     if let Some(name) = via.strip_prefix("uplink:") {
         return via_uplink(to, name, via, scope, ctx);
     }
@@ -88,7 +95,7 @@ fn next_hop(to: IpNet, via: &At<String>, scope: &Scope<'_>, ctx: &mut Context<'_
         );
         return None;
     }
-    let Some((vm, nic)) = owner(address, &scope.tenant.vms) else {
+    let Some(&(vm, nic)) = owners.get(&address) else {
         if scope.whole {
             let message = format!("no VM of this tenant has address {address}");
             ctx.problem(
@@ -132,14 +139,19 @@ fn via_uplink(
     Some(Via::Uplink(index))
 }
 
-fn owner(address: IpAddr, vms: &[Vm]) -> Option<(usize, usize)> {
-    vms.iter().enumerate().find_map(|(vm, found)| {
-        let nic = found.nics.iter().position(|nic| match address {
-            IpAddr::V4(address) => nic.addresses4.contains(&address),
-            IpAddr::V6(address) => nic.addresses6.contains(&address),
-        })?;
-        Some((vm, nic))
-    })
+/// VM and NIC that have an address.
+type Owners = HashMap<IpAddr, (usize, usize)>;
+
+/// Found once: a file has tens of thousands of routes, and thousands of NICs.
+fn owners(vms: &[Vm]) -> Owners {
+    let nics =
+        vms.iter().enumerate().flat_map(|(at, vm)| (0..).zip(&vm.nics).map(move |(i, nic)| ((at, i), nic)));
+    let owned = nics.flat_map(|(owner, nic)| {
+        let v4 = nic.addresses4.iter().map(|address| IpAddr::V4(*address));
+        v4.chain(nic.addresses6.iter().map(|address| IpAddr::V6(*address)))
+            .map(move |address| (address, owner))
+    });
+    owned.collect()
 }
 
 /// Per family that the tenant has: the first of its uplinks that has it too.
