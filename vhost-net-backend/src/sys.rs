@@ -1,4 +1,4 @@
-//! System calls without a safe wrapper: tap devices, descriptors of the service manager, writing guest buffers to a file descriptor, signals that never wait.
+//! System calls and instructions without a safe wrapper: time stamps, tap devices, descriptors of the service manager, writing guest buffers to a file descriptor, signals that never wait.
 #![expect(
     unsafe_code,
     reason = "ioctl, writev, io_submit and descriptors by number; audited in this file only"
@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags, open};
 use topology::Mac;
@@ -204,6 +205,32 @@ impl Signaller {
             libc::syscall(libc::SYS_io_getevents, self.context, 0, COMPLETIONS, events, at_once);
         }
     }
+}
+
+/// The CPU's time stamp counter, which runs at the same rate whatever the CPU does; none on CPUs that have another kind.
+#[must_use]
+pub fn time_stamp() -> Option<u64> {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 CPU has the instruction, and only we could forbid it to our process (PR_SET_TSC).
+    return Some(unsafe { core::arch::x86_64::_rdtsc() });
+    #[cfg(not(target_arch = "x86_64"))]
+    None
+}
+
+/// Time stamps in a second, of two that were taken `apart`.
+#[must_use]
+#[expect(clippy::as_conversions, reason = "a rate, for people")]
+pub fn stamps_per_second(first: Option<u64>, second: Option<u64>, apart: Duration) -> Option<f64> {
+    let stamps = second?.checked_sub(first?)?;
+    (!apart.is_zero()).then(|| stamps as f64 / apart.as_secs_f64())
+}
+
+/// The same, measured now; takes ten milliseconds.
+#[must_use]
+pub fn measure_stamps_per_second() -> Option<f64> {
+    let (begun, first) = (Instant::now(), time_stamp());
+    std::thread::sleep(Duration::from_millis(10));
+    stamps_per_second(first, time_stamp(), begun.elapsed())
 }
 
 /// Makes any system call, without arguments: for tests of what is not allowed.

@@ -5,12 +5,16 @@
 //! becomes active by a kick and stops being so after a while without frames: then it is armed, looked at once more,
 //! and left to epoll. When no source is active the worker sleeps; an idle daemon uses no CPU.
 
+#[cfg(test)]
+mod idle;
 pub(crate) mod mailbox;
+mod round;
 #[cfg(test)]
 mod shares;
 mod source;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -24,7 +28,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use topology::Poll;
 
-use crate::counters::Counters;
+use crate::counters::{Counters, ThreadCounter};
 use crate::datapath::{Datapath, TxQueue};
 use crate::gather::Gathering;
 use crate::guest_memory;
@@ -32,14 +36,14 @@ use crate::health::Health;
 use crate::port::PortTable;
 use crate::uplink::{Tap, UplinkEvent, keeper};
 use crate::vring::{PortFault, RingLog};
+use round::Round;
 use source::{Source, Sources};
+use turns::Turns;
 
 /// How long a worker goes on polling after the last frame, before it sleeps.
 const SPIN: Duration = Duration::from_micros(50);
-/// Rounds without a frame after which a source is armed although others are busy.
-const QUIET_ROUNDS: u32 = 2_000;
-/// Rounds between two looks at kicks and commands while there is traffic.
-const ROUNDS_BETWEEN_EVENTS: u32 = 32;
+/// Time between two looks at kicks and commands while there is traffic.
+const LOOK_EVERY: Duration = Duration::from_micros(100);
 /// Between two unsolicited router advertisements: well within the lifetime they announce (RFC 4861, section 6.2.1).
 const ADVERTISE_EVERY: Duration = Duration::from_secs(300);
 /// What a source is watched for. Each kick is an edge, whether or not the ones before were read.
@@ -160,10 +164,12 @@ pub struct Worker {
     datapath: Datapath,
     ports: PortTable,
     sources: Sources,
+    turns: Turns,
     uplink_events: Sender<UplinkEvent>,
     gathering: Gathering,
     next_advert: Instant,
     health: Arc<Health>,
+    counters: Counters,
     /// Mappings of all guests that had died when we last looked whose they were.
     deaths: u64,
 }
@@ -195,9 +201,9 @@ fn prepare(setup: WorkerSetup) -> io::Result<(WorkerHandle, Worker)> {
     let handle = WorkerHandle { commands: sender, wake: Arc::clone(&wake) };
     let WorkerSetup { index, cpu: _, poll, snapshot, ports, counters, uplink_events, gathering, health } =
         setup;
-    let datapath = Datapath::new(index, snapshot, Arc::clone(&ports), counters);
+    let datapath = Datapath::new(index, snapshot, Arc::clone(&ports), counters.clone());
     let next_advert = Instant::now() + ADVERTISE_EVERY;
-    let sources = Sources::default();
+    let (sources, turns) = (Sources::default(), Turns::default());
     let worker = Worker {
         index,
         poll,
@@ -207,10 +213,12 @@ fn prepare(setup: WorkerSetup) -> io::Result<(WorkerHandle, Worker)> {
         datapath,
         ports,
         sources,
+        turns,
         uplink_events,
         gathering,
         next_advert,
         health,
+        counters,
         deaths: 0,
     };
     Ok((handle, worker))
@@ -227,9 +235,15 @@ fn pin(cpu: usize) {
 impl Worker {
     /// Until [`Command::Stop`].
     fn run(mut self) -> Vec<(PortId, Tap)> {
-        let (mut last_frame, mut rounds) = (Instant::now(), 0_u32);
+        let (mut last_frame, mut last_look) = (Instant::now(), Instant::now());
+        // When the round before began, if it found frames.
+        let mut busy: Option<Instant> = None;
         loop {
             let now = Instant::now();
+            if let Some(begun) = busy.take() {
+                let thread = self.counters.thread(self.index);
+                thread.add_time(ThreadCounter::BusyTime, now.duration_since(begun));
+            }
             if let Some(pause) = self.gathering.pause(now) {
                 if !self.wait(Some(pause)) {
                     return self.datapath.take_taps();
@@ -237,76 +251,46 @@ impl Worker {
                 continue;
             }
             self.health.beat(self.index).inspect(|beat| beat.awake());
-            let frames = self.service(now);
+            let round = self.service(now);
+            self.count(&round);
+            let found_work = round.found_work();
+            busy = found_work.then_some(now);
             if guest_memory::deaths() != self.deaths {
                 self.bury();
             }
-            rounds = rounds.wrapping_add(1);
-            if frames > 0 {
+            if found_work {
                 last_frame = now;
-                if !rounds.is_multiple_of(ROUNDS_BETWEEN_EVENTS) {
+                if now.duration_since(last_look) < LOOK_EVERY {
                     continue;
                 }
             }
+            last_look = now;
             self.advertise(now);
-            let stay = frames > 0 || self.poll == Poll::Busy || self.spins(now, last_frame);
-            let timeout =
-                if stay || self.arm_all() { Some(Duration::ZERO) } else { self.until_next_advert(now) };
+            let stay = found_work || self.poll == Poll::Busy || self.spins(now, last_frame);
+            let timeout = if stay || self.sources.arm_all() {
+                Some(Duration::ZERO)
+            } else {
+                self.until_next_advert(now)
+            };
             if !self.wait(timeout) {
                 return self.datapath.take_taps();
             }
         }
     }
 
-    fn spins(&self, now: Instant, last_frame: Instant) -> bool {
-        self.poll == Poll::Adaptive && self.sources.any_active() && now.duration_since(last_frame) < SPIN
+    fn count(&self, round: &Round) {
+        let thread = self.counters.thread(self.index);
+        thread.add(ThreadCounter::Rounds, 1);
+        if round.found_work() {
+            thread.add(ThreadCounter::BusyRounds, 1);
+            thread.add(ThreadCounter::Bursts, round.bursts);
+            thread.add_time(ThreadCounter::BurstTime, round.time);
+            thread.add(ThreadCounter::Frames, round.frames);
+        }
     }
 
-    /// One burst from each active source that is not in debt; returns the frames moved, and one for each that waits.
-    fn service(&mut self, now: Instant) -> usize {
-        let (mut moved, mut clock) = (0, now);
-        for at in 0..self.sources.len() {
-            let Some(entry) = self.sources.active(at) else { continue };
-            if !entry.has_turn() {
-                moved += 1;
-                continue;
-            }
-            let frames = match &mut entry.source {
-                Source::Guest(queue) if !queue.enabled => continue,
-                Source::Guest(queue) => match self.datapath.service_tx(queue, now) {
-                    Ok(frames) => frames,
-                    Err(fault) => {
-                        queue.enabled = false;
-                        queue.ring.ring().signal_error();
-                        listen(&self.epoll, at, queue);
-                        self.ports.get(queue.port.index()).inspect(|p| p.report_fault(&fault));
-                        0
-                    }
-                },
-                Source::Uplink { port, buffers } => match self.datapath.service_uplink(*port, buffers, now) {
-                    Ok(frames) => frames,
-                    Err(error) => {
-                        let (port, worker) = (*port, self.index);
-                        tracing::warn!(%error, worker, "the uplink's device is gone");
-                        self.forget(at);
-                        self.datapath.set_tap(port, None);
-                        let _ = self.uplink_events.send(UplinkEvent::Gone(port));
-                        continue;
-                    }
-                },
-            };
-            if frames > 0 {
-                let end = Instant::now();
-                entry.charge(end.duration_since(clock));
-                clock = end;
-            }
-            moved += frames;
-            entry.quiet = if frames > 0 { 0 } else { entry.quiet.saturating_add(1) };
-            if entry.quiet > QUIET_ROUNDS && self.poll != Poll::Busy && !entry.arm() {
-                entry.active = false;
-            }
-        }
-        moved
+    fn spins(&self, now: Instant, last_frame: Instant) -> bool {
+        self.poll == Poll::Adaptive && self.sources.any_active() && now.duration_since(last_frame) < SPIN
     }
 
     /// Shuts the ports whose memory is gone: until their sessions have ended, their rings show zeros and no more.
@@ -318,26 +302,17 @@ impl Worker {
         }
     }
 
-    /// Arms every active source; `true` when one of them has work after all.
-    fn arm_all(&mut self) -> bool {
-        let mut work = false;
-        for entry in self.sources.iter_mut().filter(|e| e.active) {
-            entry.active = entry.arm();
-            work |= entry.active;
-        }
-        work
-    }
-
     /// Sleeps until something happens or the time is over; `false` when the worker is to end.
     fn wait(&mut self, timeout: Option<Duration>) -> bool {
-        if timeout != Some(Duration::ZERO) {
-            self.health.beat(self.index).inspect(|beat| beat.asleep());
-        }
+        let sleeps = (timeout != Some(Duration::ZERO)).then(|| self.fall_asleep());
         let timeout = timeout.map(|t| Timespec::try_from(t).unwrap_or_default());
         let mut events = [epoll::Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }; 64];
         // A signal that interrupts is as good as no event.
         let count = epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()).unwrap_or(0);
-        self.health.beat(self.index).inspect(|beat| beat.awake());
+        if let Some(begun) = sleeps {
+            self.health.beat(self.index).inspect(|beat| beat.awake());
+            self.counters.thread(self.index).awake(begun, self.counters.thread_time(), count > 0);
+        }
         for event in events.iter().take(count) {
             let token = event.data.u64();
             if token == WAKE {
@@ -345,11 +320,16 @@ impl Worker {
                 if !commands.into_iter().all(|command| self.obey(command)) {
                     return false;
                 }
-            } else if let Some(entry) = usize::try_from(token).ok().and_then(|at| self.sources.get_mut(at)) {
-                entry.wake();
+            } else if let Ok(at) = usize::try_from(token) {
+                self.sources.wake(at);
             }
         }
         true
+    }
+
+    fn fall_asleep(&self) -> Duration {
+        self.health.beat(self.index).inspect(|beat| beat.asleep());
+        self.counters.thread(self.index).asleep(self.counters.thread_time())
     }
 
     /// Carries a command out; `false` at the end.
@@ -411,7 +391,7 @@ impl Worker {
             queue.enabled = enabled;
             listen(&self.epoll, at, queue);
         }
-        entry.wake();
+        self.sources.wake(at);
     }
 
     fn start_uplink(&mut self, port: PortId, tap: Tap) {

@@ -6,9 +6,9 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::{Boot, Counter, Identity, Tally, layout};
+use super::{Boot, Counter, Identity, Tally, ThreadTally, layout};
 
 /// Times that a directory which changes under our eyes is read again, a millisecond apart.
 const TRIES: u32 = 100;
@@ -22,6 +22,10 @@ pub struct StatsFile {
     pub boot: Boot,
     /// Whose, and what.
     pub ports: Vec<(Identity, Tally)>,
+    /// What the workers did, and since when; none in a file of an older daemon.
+    pub threads: Vec<ThreadTally>,
+    /// See `threads`.
+    pub threads_since: SystemTime,
 }
 
 /// Why the file is of no use.
@@ -73,6 +77,9 @@ struct Header {
     names: (usize, usize),
     directory: usize,
     blocks: usize,
+    /// Where the workers' blocks start, and bytes from one to the next.
+    threads: (usize, usize),
+    threads_since: SystemTime,
     sequence: u64,
 }
 
@@ -92,6 +99,8 @@ impl Header {
             names: (part.size(56)?, part.size(60)?),
             directory: part.size(64)?,
             blocks: part.size(68)?,
+            threads: (part.size(72)?, part.size(76)?),
+            threads_since: UNIX_EPOCH + Duration::from_nanos(part.u64(80)?),
             sequence: part.u64(layout::SEQUENCE)?,
         })
     }
@@ -105,7 +114,7 @@ impl Header {
     fn counters(&self, file: &File, found: Vec<Identity>) -> Result<StatsFile, ReadError> {
         let names = Part::read(file, self.names.0, self.names.1)?;
         let names = String::from_utf8(names.0).map_err(|_| ReadError::Format)?;
-        let names: Vec<&str> = names.lines().take(self.slots).collect();
+        let (lines, names) = (names.lines(), names.lines().take(self.slots).collect::<Vec<_>>());
         let mut ports: Vec<_> = found.into_iter().map(|identity| (identity, Tally::default())).collect();
         let row = self.ports.checked_mul(self.stride).ok_or(ReadError::Format)?;
         for worker in 0..self.workers {
@@ -118,7 +127,29 @@ impl Header {
                 }
             }
         }
-        Ok(StatsFile { boot: self.boot.clone(), ports })
+        let threads = self.threads(file, lines.skip(self.slots))?;
+        Ok(StatsFile { boot: self.boot.clone(), ports, threads, threads_since: self.threads_since })
+    }
+
+    fn threads<'n>(
+        &self,
+        file: &File,
+        names: impl Iterator<Item = &'n str> + Clone,
+    ) -> Result<Vec<ThreadTally>, ReadError> {
+        let (start, stride) = self.threads;
+        if stride == 0 {
+            return Ok(Vec::new());
+        }
+        let bytes = self.workers.checked_mul(stride).ok_or(ReadError::Format)?;
+        let blocks = Part::read(file, start, bytes)?;
+        let one = |worker: usize| {
+            let mut tally = ThreadTally::default();
+            for (slot, name) in names.clone().enumerate() {
+                tally.set(name, blocks.u64(worker * stride + slot * layout::SLOT).ok_or(ReadError::Format)?);
+            }
+            Ok(tally)
+        };
+        (0..self.workers).map(one).collect()
     }
 }
 
@@ -187,7 +218,7 @@ mod tests {
 
     use router::{DropReason, PortId};
 
-    use super::super::Counters;
+    use super::super::{Counters, ThreadCounter};
     use super::*;
 
     fn ports() -> Vec<Identity> {
@@ -208,6 +239,8 @@ mod tests {
         for worker in 0..2 {
             counters.block(worker, PortId(1)).add(Counter::Received, 5);
             counters.block(worker, PortId(2)).dropped(DropReason::UplinkError);
+            counters.thread(worker).add(ThreadCounter::Frames, 5);
+            counters.thread(worker).add(ThreadCounter::SleepTime, 1 + u64::try_from(worker).unwrap());
         }
         let found = read(&path).unwrap();
         assert_eq!(&found.boot, counters.boot());
@@ -218,6 +251,9 @@ mod tests {
             assert_eq!(*tally, counters.tally(PortId(port)), "{port}");
         }
         assert_eq!(found.ports[1].1.get(Counter::Received), 10);
+        assert_eq!(found.threads, [0, 1].map(|worker| counters.thread_tally(worker)));
+        assert_eq!((found.threads[1].frames, found.threads[1].sleep_ns), (5, 2));
+        assert!(found.threads_since.elapsed().unwrap() < Duration::from_secs(60));
         assert_eq!(found.ports[2].1.drops()["uplink.error"], 2);
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
         drop(counters);
@@ -250,12 +286,14 @@ mod tests {
         let good = std::fs::read(&path).unwrap();
         drop(counters);
         let huge = u32::MAX.to_ne_bytes();
-        let patches: [(usize, &[u8], &str); 6] = [
+        let patches: [(usize, &[u8], &str); 8] = [
             (0, b"x", "Err(Format)"),
             (8, &[9], "Err(Format)"),
             (44, &huge, "Err(Format)"),
             (40, &huge, "Err(Io("),
             (68, &huge, "Err(Io("),
+            (72, &huge, "Err(Io("),
+            (76, &huge, "Err(Format)"),
             (layout::SEQUENCE, &[3], "Err(Busy)"),
         ];
         for (at, patch, wanted) in patches {

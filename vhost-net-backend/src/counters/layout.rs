@@ -11,28 +11,30 @@
 //! | 48..52, 52..56 | counters in a block, bytes from one block to the next |
 //! | 56..60, 60..64 | where the names start, and their bytes |
 //! | 64..68, 68..72 | where the directory starts, where the blocks start |
+//! | 72..76, 76..80 | where the workers' blocks start, bytes from one to the next |
+//! | 80..88 | since when the workers count, nanoseconds since 1970 |
 //! | 128..136 | sequence of the directory: odd while it changes |
 //!
-//! Names: one line for each counter of a block, in order; drop reasons begin with `drop:`. A reader of another version
-//! of the program finds the ones that it knows by name.
+//! Names: one line for each counter of a block, in order; drop reasons begin with `drop:`. Behind them are those of the
+//! counters in a worker's block. A reader of another version of the program finds the ones that it knows by name.
 //!
 //! Directory: one entry of 128 bytes for each port: kind (u32: 1 NIC, 2 uplink), nic (u32), generation (u64), lengths of
 //! tenant and name (u8, u8) at 16 and 17, tenant at 32..64, VM or uplink at 64..96.
 //!
 //! Blocks: block (worker, port) is number `worker * ports + port`. Each holds u64 counters and has one writer. It is
-//! aligned to 128 bytes, because CPUs fetch cache lines in pairs.
+//! aligned to 128 bytes, because CPUs fetch cache lines in pairs. The workers' blocks are of the same kind.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use router::DropReason;
 use vm_memory::{Bytes as _, MmapRegion, VolatileMemory as _};
 
-use super::{Boot, Counter, Identity};
+use super::{Boot, Counter, Identity, ThreadCounter};
 
 /// First bytes of the file.
 pub const MAGIC: [u8; 8] = *b"vmrstats";
@@ -53,6 +55,8 @@ pub const KIND_NIC: u32 = 1;
 /// Entry kind of an uplink.
 pub const KIND_UPLINK: u32 = 2;
 const ALIGN: usize = 128;
+/// Bytes from one worker's block to the next.
+const THREAD: usize = (ThreadCounter::ALL.len() * SLOT).next_multiple_of(ALIGN);
 
 /// Where everything is for a number of workers and ports.
 #[derive(Clone, Debug)]
@@ -64,6 +68,7 @@ pub struct Layout {
     directory: usize,
     blocks: usize,
     stride: usize,
+    threads: usize,
 }
 
 impl Layout {
@@ -72,17 +77,19 @@ impl Layout {
     pub fn new(workers: usize, ports: usize) -> Self {
         let counters = Counter::ALL.iter().map(|c| c.name().to_owned());
         let drops = DropReason::ALL.iter().map(|r| format!("drop:{}", r.name()));
-        let names = counters.chain(drops).collect::<Vec<_>>().join("\n");
+        let threads = ThreadCounter::ALL.iter().map(|c| c.name().to_owned());
+        let names = counters.chain(drops).chain(threads).collect::<Vec<_>>().join("\n");
         let directory = (HEADER + names.len()).next_multiple_of(ALIGN);
         let blocks = (directory + ports * ENTRY).next_multiple_of(4096);
         let stride = (slots() * SLOT).next_multiple_of(ALIGN);
-        Self { workers, ports, names, directory, blocks, stride }
+        let threads = blocks + workers * ports * stride;
+        Self { workers, ports, names, directory, blocks, stride, threads }
     }
 
     /// Bytes of the whole file.
     #[must_use]
     pub fn len(&self) -> usize {
-        (self.blocks + self.workers * self.ports * self.stride).next_multiple_of(4096)
+        (self.threads + self.workers * THREAD).next_multiple_of(4096)
     }
 
     /// Whether there is nothing at all; never, there is a header.
@@ -100,6 +107,13 @@ impl Layout {
         } else {
             usize::MAX - slots() * SLOT
         }
+    }
+
+    /// Where that worker's block starts; past the end of the file when there is none.
+    #[inline]
+    #[must_use]
+    pub fn thread(&self, worker: usize) -> usize {
+        if worker < self.workers { self.threads + worker * THREAD } else { usize::MAX - THREAD }
     }
 
     /// Writes header, names and directory.
@@ -137,10 +151,14 @@ impl Layout {
             self.names.len(),
             self.directory,
             self.blocks,
+            self.threads,
+            THREAD,
         ];
         for number in numbers {
             header.extend(small(number)?.to_ne_bytes());
         }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        header.extend(u64::try_from(now.as_nanos()).unwrap_or(0).to_ne_bytes());
         Ok(header)
     }
 }

@@ -1,4 +1,4 @@
-//! Counters: one block for each worker and port, one writer a block.
+//! Counters: one block for each worker and port, and one for each worker itself; one writer a block.
 //!
 //! # Theory of operation
 //! All blocks lie in one mapping, of the file `RUN_DIR/stats` in a daemon ([`Counters::create`]), anonymous in tests
@@ -10,12 +10,13 @@ pub mod file;
 mod identity;
 pub mod layout;
 mod tally;
+mod threads;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 use std::{fs, io};
 
 use router::{DropReason, PortId};
@@ -24,10 +25,12 @@ use rustix::io::Errno;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory as _};
 
 use crate::handover::inherited::CountersLeft;
+use crate::sys;
 use layout::Layout;
 
 pub use identity::Identity;
 pub use tally::Tally;
+pub use threads::{ThreadBlock, ThreadCounter, ThreadTally};
 
 /// What is counted besides the drop reasons. received = delivered_vm + delivered_uplink + consumed + drops + held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +107,8 @@ struct Shared {
     region: MmapRegion,
     layout: Layout,
     boot: Boot,
+    /// When the workers began to count what they do, and the time stamp then.
+    since: (Instant, Option<u64>),
     /// The file, and the lock of its directory.
     file: Option<(PathBuf, File)>,
 }
@@ -119,7 +124,7 @@ impl Counters {
         let layout = Layout::new(workers, ports);
         let region = MmapRegion::new(layout.len()).expect("no memory for the counters");
         let boot = Boot { id: String::new(), pid: std::process::id(), started: SystemTime::now() };
-        Self(Arc::new(Shared { region, layout, boot, file: None }))
+        Self(Arc::new(Shared { region, layout, boot, since: since(), file: None }))
     }
 
     /// Zeroed counters in the file `path` (mode 0640), which appears at once and complete; `ports` are in the order of
@@ -159,7 +164,7 @@ impl Counters {
             MmapRegion::from_file(FileOffset::new(file, 0), layout.len()).map_err(io::Error::other)?;
         layout.write(&region, &boot, ports)?;
         let file = Some((path.to_owned(), locked));
-        let counters = Self(Arc::new(Shared { region, layout, boot, file }));
+        let counters = Self(Arc::new(Shared { region, layout, boot, since: since(), file }));
         // By name: the last daemon may have had other ports, in another order.
         for (identity, tally) in counted.map(|counted| counted.ports).unwrap_or_default() {
             let port = (0..).map(PortId).zip(ports).find(|(_, port)| **port == identity);
@@ -174,6 +179,38 @@ impl Counters {
     #[must_use]
     pub fn block(&self, worker: usize, port: PortId) -> CounterBlock<'_> {
         CounterBlock { region: &self.0.region, at: self.0.layout.block(worker, port.index()) }
+    }
+
+    /// What worker `worker` counts about itself. What is added for a worker that does not exist is lost.
+    #[inline]
+    #[must_use]
+    pub fn thread(&self, worker: usize) -> ThreadBlock<'_> {
+        ThreadBlock { region: &self.0.region, at: self.0.layout.thread(worker) }
+    }
+
+    /// What a worker counted about itself. It starts at zero with each process, also after a planned restart.
+    #[must_use]
+    pub fn thread_tally(&self, worker: usize) -> ThreadTally {
+        self.thread(worker).tally()
+    }
+
+    /// Workers that have counters.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.0.layout.workers
+    }
+
+    /// For how long the workers have counted what they do.
+    #[must_use]
+    pub fn thread_time(&self) -> Duration {
+        self.0.since.0.elapsed()
+    }
+
+    /// Time stamps of the CPU in a second ([`sys::time_stamp`]), measured since the workers began to count.
+    #[must_use]
+    pub fn cycles_per_second(&self) -> Option<f64> {
+        let (since, then) = self.0.since;
+        sys::stamps_per_second(then, sys::time_stamp(), since.elapsed())
     }
 
     /// Which run of the daemon this is.
@@ -208,6 +245,10 @@ impl Drop for Shared {
             let _ = fs::remove_file(path);
         }
     }
+}
+
+fn since() -> (Instant, Option<u64>) {
+    (Instant::now(), sys::time_stamp())
 }
 
 /// Locks the run directory for as long as the file returned is open, also against daemons that start at the same moment.

@@ -4,11 +4,9 @@ use std::time::Duration;
 
 use router::PortId;
 
+use super::turns::Used;
 use crate::datapath::TxQueue;
 use crate::guest_memory::HostBuffer;
-
-/// Worker time of each source in a round: about that of a burst of plain frames.
-const SHARE: Duration = Duration::from_micros(10);
 
 /// A guest's transmit vring, or this worker's queue of an uplink.
 #[derive(Debug)]
@@ -21,32 +19,33 @@ pub(super) enum Source {
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) source: Source,
-    /// Polled, and asked not to kick.
-    pub(super) active: bool,
+    /// Polled, and asked not to kick. Then, and only then, it is in the list of [`Sources`].
+    active: bool,
     /// Rounds since its last frame.
     pub(super) quiet: u32,
-    /// Worker time that it used beyond its share. A frame can cost a thousand times what another does (segmentation), so
-    /// turns alone are not fair: whoever used more waits until the others had as much.
-    debt: Duration,
+    pub(super) used: Used,
 }
 
 /// All sources of a worker. An index stays the same as long as its source is there: it is epoll's token.
 #[derive(Debug, Default)]
-pub(super) struct Sources(Vec<Option<Entry>>);
+pub(super) struct Sources {
+    all: Vec<Option<Entry>>,
+    /// Those that are active, in no order: whoever is idle costs nothing in a round.
+    active: Vec<usize>,
+}
 
 impl Entry {
-    /// Whether it may have a burst in this round.
-    pub(super) fn has_turn(&mut self) -> bool {
-        self.debt = self.debt.saturating_sub(SHARE);
-        self.debt.is_zero()
+    /// Its burst took that long.
+    pub(super) fn charge(&mut self, time: Duration) {
+        self.used.charge(time);
+        if let Source::Guest(queue) = &mut self.source {
+            queue.ring.took(time);
+        }
     }
 
-    /// Its burst took that long.
-    pub(super) fn charge(&mut self, used: Duration) {
-        self.debt += used;
-        if let Source::Guest(queue) = &mut self.source {
-            queue.ring.took(used);
-        }
+    /// Whether it is a vring that is not to be served.
+    pub(super) fn is_shut(&self) -> bool {
+        matches!(&self.source, Source::Guest(queue) if !queue.enabled)
     }
 
     /// Asks for notifications again; `true` if there is work, so that it stays active.
@@ -55,15 +54,6 @@ impl Entry {
             Source::Guest(queue) if queue.enabled => queue.ring.ring().arm(),
             // epoll tells of an uplink's frames whether or not we poll.
             Source::Guest(_) | Source::Uplink { .. } => false,
-        }
-    }
-
-    /// It was kicked: poll it from now on.
-    pub(super) fn wake(&mut self) {
-        self.active = true;
-        self.quiet = 0;
-        if let Source::Guest(queue) = &mut self.source {
-            queue.ring.ring().disarm();
         }
     }
 
@@ -76,31 +66,37 @@ impl Entry {
 }
 
 impl Sources {
-    pub(super) fn len(&self) -> usize {
-        self.0.len()
-    }
-
+    #[cfg(test)]
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
-        self.0.iter_mut().flatten()
+        self.all.iter_mut().flatten()
     }
 
-    pub(super) fn active(&mut self, at: usize) -> Option<&mut Entry> {
-        self.get_mut(at).filter(|e| e.active)
+    /// How many are active.
+    #[cfg(test)]
+    pub(super) fn polled(&self) -> usize {
+        self.active.len()
     }
 
+    /// The active source at that place of the list.
+    #[inline]
+    pub(super) fn active(&mut self, place: usize) -> Option<usize> {
+        self.active.get(place).copied()
+    }
+
+    #[inline]
     pub(super) fn get_mut(&mut self, at: usize) -> Option<&mut Entry> {
-        self.0.get_mut(at)?.as_mut()
+        self.all.get_mut(at)?.as_mut()
     }
 
     /// The transmit vring of that port and queue pair.
     pub(super) fn position(&self, port: PortId, pair: usize) -> Option<usize> {
-        self.0.iter().position(|e| e.as_ref().is_some_and(|e| e.is(port, pair)))
+        self.all.iter().position(|e| e.as_ref().is_some_and(|e| e.is(port, pair)))
     }
 
     /// The uplink's queue.
     pub(super) fn uplink(&self, port: PortId) -> Option<usize> {
         let is_it = |e: &Entry| matches!(&e.source, Source::Uplink { port: p, .. } if *p == port);
-        self.0.iter().position(|e| e.as_ref().is_some_and(is_it))
+        self.all.iter().position(|e| e.as_ref().is_some_and(is_it))
     }
 
     pub(super) fn find(&mut self, port: PortId, pair: usize) -> Option<&mut Entry> {
@@ -110,31 +106,64 @@ impl Sources {
 
     /// An index that is not in use.
     pub(super) fn free(&mut self) -> usize {
-        self.0.iter().position(Option::is_none).unwrap_or_else(|| {
-            self.0.push(None);
-            self.0.len() - 1
+        self.all.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.all.push(None);
+            self.all.len() - 1
         })
     }
 
     /// Fills a free index; the source begins active.
     pub(super) fn put(&mut self, at: usize, source: Source) {
-        if let Some(slot) = self.0.get_mut(at) {
-            slot.insert(Entry { source, active: true, quiet: 0, debt: Duration::ZERO }).wake();
+        if let Some(slot) = self.all.get_mut(at) {
+            *slot = Some(Entry { source, active: false, quiet: 0, used: Used::default() });
+            self.wake(at);
         }
     }
 
     /// Takes a source out of the table.
     pub(super) fn remove(&mut self, at: usize) -> Option<Source> {
-        self.0.get_mut(at)?.take().map(|e| e.source)
+        self.active.retain(|active| *active != at);
+        self.all.get_mut(at)?.take().map(|e| e.source)
+    }
+
+    /// It was kicked: poll it from now on.
+    pub(super) fn wake(&mut self, at: usize) {
+        let Some(entry) = self.all.get_mut(at).and_then(Option::as_mut) else { return };
+        entry.quiet = 0;
+        if let Source::Guest(queue) = &mut entry.source {
+            queue.ring.ring().disarm();
+        }
+        if !std::mem::replace(&mut entry.active, true) {
+            self.active.push(at);
+        }
+    }
+
+    /// Polls the source at that place of the list no more; another one is there now, or none. Whoever calls has armed it.
+    pub(super) fn retire(&mut self, place: usize) {
+        if place < self.active.len() {
+            let at = self.active.swap_remove(place);
+            self.get_mut(at).into_iter().for_each(|entry| entry.active = false);
+        }
+    }
+
+    /// Arms every active source and polls those no more that have no work; `true` when one has.
+    pub(super) fn arm_all(&mut self) -> bool {
+        let Self { all, active, .. } = self;
+        active.retain(|at| {
+            let Some(entry) = all.get_mut(*at).and_then(Option::as_mut) else { return false };
+            entry.active = entry.arm();
+            entry.active
+        });
+        self.any_active()
     }
 
     pub(super) fn any_active(&self) -> bool {
-        self.0.iter().flatten().any(|e| e.active)
+        !self.active.is_empty()
     }
 
     /// Guest ports whose first transmit vring is here.
     pub(super) fn first_pairs(&self) -> impl Iterator<Item = PortId> {
-        self.0.iter().flatten().filter_map(|e| match &e.source {
+        self.all.iter().flatten().filter_map(|e| match &e.source {
             Source::Guest(queue) => (queue.pair == 0).then_some(queue.port),
             Source::Uplink { .. } => None,
         })
