@@ -23,6 +23,7 @@ fn exit_codes() {
         (PACKET_STATS, "vm a --run-dir /nonexistent", 3),
         (PACKET_STATS, "routes a --run-dir /nonexistent", 3),
         (PACKET_STATS, "offloads --run-dir /nonexistent", 3),
+        (PACKET_STATS, "threads --run-dir /nonexistent", 3),
         (VMROUTER, "schema", 0),
         (VMROUTER, "--version", 0),
         (VMROUTER, "", 2),

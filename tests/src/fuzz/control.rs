@@ -21,10 +21,11 @@ const PIPE: usize = 1 << 16;
 /// Turns that each side gets for a request: an answer takes three.
 const TURNS: usize = 32;
 const METHODS: [&str; 5] = ["GET", "HEAD", "POST", "DELETE", "OPTIONS"];
-const PATHS: [&str; 8] = [
+const PATHS: [&str; 9] = [
     "/v1/stats",
     "/v1/ports",
     "/v1/drops",
+    "/v1/threads",
     "/v1/offloads?tenant=",
     "/v1/routes/",
     "/v1/routes/acme?lookup=",

@@ -24,6 +24,7 @@ pub mod source;
 pub mod stats;
 pub mod table;
 pub mod text;
+pub mod threads;
 pub mod vm;
 pub mod vmrouter;
 

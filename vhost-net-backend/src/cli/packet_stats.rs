@@ -7,7 +7,9 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use super::paint::Paint;
-use super::{Exit, Failure, Page, drops, exit, explain, offloads, routes, run_dir, stats, text, vm};
+use crate::control::api::Threads;
+
+use super::{Exit, Failure, Page, drops, exit, explain, offloads, routes, run_dir, stats, text, threads, vm};
 
 const EXAMPLES: &str = "\
 Without a command it prints a table of all NICs. For each one:
@@ -20,6 +22,7 @@ Examples:
   packet-stats drops                       why frames were not delivered
   packet-stats explain rx.ring_full        what that means and what to do about it
   packet-stats routes acme --lookup 10.1.0.7
+  packet-stats threads --watch 1           what the workers did in each second
   packet-stats --json | jq '.totals'
 
 Exit codes: 0 done, 1 no such thing, 2 wrong command line, 3 the daemon is not running.";
@@ -80,6 +83,8 @@ enum Command {
     },
     /// What is done to checksums and large frames between each pair of NICs
     Offloads,
+    /// What the workers do with their time: busy share, cycles per frame, frames per burst, sleeps
+    Threads,
     /// What a drop reason means and what to do about it (needs no daemon)
     Explain {
         /// A reason as `packet-stats drops` prints it; none: list all
@@ -129,11 +134,12 @@ pub fn is_vm(wanted: &str, tenant: Option<&str>, vm: Option<&str>) -> bool {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    let mut last = None;
     let Some(pause) = cli.common.watch else {
-        return exit::print("packet-stats", answer(&cli)).into();
+        return exit::print("packet-stats", answer(&cli, &mut last)).into();
     };
     loop {
-        let mut outcome = answer(&cli);
+        let mut outcome = answer(&cli, &mut last);
         if Paint::stdout().0
             && let Ok(page) = &mut outcome
         {
@@ -148,7 +154,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn answer(cli: &Cli) -> Result<Page, Failure> {
+/// `last`: what the page before was about, for those that show an interval.
+fn answer(cli: &Cli, last: &mut Option<Threads>) -> Result<Page, Failure> {
     let Common { json, tenant, vm, exact, .. } = cli.common.clone();
     if let Some(Command::Explain { reason }) = &cli.command {
         return explain::page(reason.as_deref(), json, text::width());
@@ -168,6 +175,7 @@ fn answer(cli: &Cli) -> Result<Page, Failure> {
         Some(Command::Drops { reason }) => drops::page(&context, reason.as_deref()),
         Some(Command::Routes { tenant, lookup }) => routes::page(&context, tenant, *lookup),
         Some(Command::Offloads) => offloads::page(&context),
+        Some(Command::Threads) => threads::page(&context, last),
         Some(Command::Explain { reason }) => explain::page(reason.as_deref(), json, context.width),
     }
 }

@@ -6,10 +6,11 @@ use std::time::SystemTime;
 use rustix::process::{Pid, test_kill_process};
 
 use super::{Exit, Failure};
-use crate::control::api::{Counts, PortName, PortStats, Source, Stats};
+use crate::control::api::{Counts, PortName, PortStats, Source, Stats, Threads};
 use crate::control::client::{self, ClientError};
-use crate::control::totals;
+use crate::control::{threads_of, totals};
 use crate::counters::file::{self, StatsFile};
+use crate::sys;
 
 /// The counters, what to tell about their origin, and the exit code.
 #[derive(Clone, Debug)]
@@ -40,7 +41,30 @@ pub fn stats(run_dir: &Path) -> Result<Found, Failure> {
     }
 }
 
-fn from_file(found: &StatsFile, error: &ClientError, path: &Path) -> Found {
+/// What the workers did, in the same way.
+///
+/// # Errors
+/// When there is neither.
+pub fn threads(run_dir: &Path) -> Result<(Threads, Vec<String>, Exit), Failure> {
+    let error = match client::get(run_dir, "/v1/threads") {
+        Ok(threads) => return Ok((threads, Vec::new(), Exit::Ok)),
+        Err(error @ (ClientError::Silent(_) | ClientError::NotRunning(_))) => error,
+        Err(error) => return Err(error.into()),
+    };
+    let path = run_dir.join("stats");
+    let Ok(found) = file::read(&path) else { return Err(error.into()) };
+    let (alive, notes) = notes(&found, &error, &path);
+    // Nobody knows when a dead daemon died.
+    let elapsed = found.threads_since.elapsed().ok().filter(|_| alive);
+    let cycles = elapsed.and_then(|_| sys::measure_stamps_per_second());
+    let workers = found.threads.iter().map(|counts| (None, *counts)).collect();
+    let boot = (found.boot.id, found.boot.pid);
+    let threads = threads_of(boot, Source::File, elapsed, cycles, workers);
+    Ok((threads, notes, if alive { Exit::Ok } else { Exit::NotRunning }))
+}
+
+/// Whether the daemon that wrote the file lives, and what to say about that.
+fn notes(found: &StatsFile, error: &ClientError, path: &Path) -> (bool, Vec<String>) {
     let pid = found.boot.pid;
     let alive = i32::try_from(pid).ok().and_then(Pid::from_raw).is_some_and(|pid| {
         // The daemon may belong to another user.
@@ -51,6 +75,11 @@ fn from_file(found: &StatsFile, error: &ClientError, path: &Path) -> Found {
         format!("packet-stats: {error}"),
         format!("packet-stats: these are the {whose} process {pid}, from {}", path.display()),
     ];
+    (alive, notes)
+}
+
+fn from_file(found: &StatsFile, error: &ClientError, path: &Path) -> Found {
+    let (alive, notes) = notes(found, error, path);
     let port = |(identity, tally): &(_, _)| PortStats {
         port: PortName::from(identity),
         counts: Counts::from(tally),
@@ -60,7 +89,7 @@ fn from_file(found: &StatsFile, error: &ClientError, path: &Path) -> Found {
     let uptime = SystemTime::now().duration_since(found.boot.started).unwrap_or_default();
     let stats = Stats {
         boot_id: found.boot.id.clone(),
-        pid,
+        pid: found.boot.pid,
         uptime_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
         source: Source::File,
         totals: totals(&ports),
@@ -78,7 +107,7 @@ mod tests {
 
     use super::*;
     use crate::control::{SOCKET, sample, serve};
-    use crate::counters::Counter;
+    use crate::counters::{Counter, ThreadCounter};
 
     #[test]
     fn daemon_then_file_then_nothing() {
@@ -87,8 +116,11 @@ mod tests {
         assert_eq!(stats(dir).unwrap_err().exit, Exit::NotRunning);
         let view = sample::view(dir);
         view.counters.block(0, PortId(2)).add(Counter::Received, 5);
+        view.counters.thread(1).add(ThreadCounter::Bursts, 3);
         let server = serve(view.clone()).unwrap();
         let live = stats(dir).unwrap();
+        let (live_threads, notes, _) = threads(dir).unwrap();
+        assert_eq!((live_threads.source, notes.len()), (Source::Daemon, 0));
         assert_eq!((live.stats.source, live.exit, live.notes.len()), (Source::Daemon, Exit::Ok, 0));
         server.stop();
         // A daemon that hangs: it listens and never answers.
@@ -98,6 +130,11 @@ mod tests {
         assert_eq!(read.stats.totals, live.stats.totals);
         assert_eq!(read.stats.ports[2].port, live.stats.ports[2].port);
         assert_eq!(read.stats.boot_id, live.stats.boot_id);
+        let (read_threads, notes, exit) = threads(dir).unwrap();
+        assert_eq!((read_threads.source, notes.len(), exit), (Source::File, 2, Exit::Ok));
+        assert_eq!(read_threads.workers[1].counts, live_threads.workers[1].counts);
+        assert_eq!(read_threads.workers[1].counts.bursts, 3);
+        assert!(read_threads.elapsed_ns > live_threads.elapsed_ns);
         drop(hung);
         assert_eq!(stats(dir).unwrap().exit, Exit::Ok);
         drop(view);

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::counters::{Counter, Identity, Tally};
+use crate::counters::{Counter, Identity, Tally, ThreadTally};
 use crate::port::{Peer, RingStatus};
 
 /// `GET /v1/stats`: where every frame went.
@@ -361,6 +361,44 @@ pub enum Treatment {
     Checksum,
     /// It is cut into segments in software.
     Segment,
+}
+
+/// `GET /v1/threads`: what the workers do with their time.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Threads {
+    /// Which run of the daemon counted.
+    pub boot_id: String,
+    /// The daemon's process: with another one the counters start at zero, also after a planned restart.
+    pub pid: u32,
+    /// Who says so.
+    pub source: Source,
+    /// What the counters are about, nanoseconds: since that process started, or an interval; null when a dead daemon
+    /// left them.
+    pub elapsed_ns: Option<u64>,
+    /// Cycles of the CPU's time stamp counter in a second; null on CPUs without one.
+    pub cycles_per_second: Option<f64>,
+    /// One for each worker.
+    pub workers: Vec<Thread>,
+}
+
+/// One worker of [`Threads`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Thread {
+    /// Its number.
+    pub worker: usize,
+    /// The CPU that it stays on, if any.
+    pub cpu: Option<usize>,
+    /// What it counted.
+    #[serde(flatten)]
+    pub counts: ThreadTally,
+    /// Share of the time in rounds that found frames, 0 to 1.
+    pub busy: Option<f64>,
+    /// Share of the time asleep, 0 to 1; the rest it polled in vain.
+    pub asleep: Option<f64>,
+    /// Time stamp cycles for each frame, of bursts that had frames only.
+    pub cycles_per_frame: Option<f64>,
+    /// Frames in a burst that had some; 64 at most.
+    pub frames_per_burst: Option<f64>,
 }
 
 /// Every answer that is not 2xx.

@@ -20,7 +20,9 @@ mod routes;
 pub(crate) mod sample;
 mod server;
 mod socket;
+mod threads;
 
 pub use answers::{drops, stats, totals};
 pub use server::{Api, ControlServer, serve};
 pub use socket::SOCKET;
+pub use threads::threads_of;

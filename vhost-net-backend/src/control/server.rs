@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, oneshot};
 
-use super::{answers, api, offloads, routes, socket};
+use super::{answers, api, offloads, routes, socket, threads};
 use crate::daemon::View;
 
 /// Clients served at once; more wait in the listen queue.
@@ -151,6 +151,7 @@ fn application(view: View) -> Router {
         .route("/v1/ports", get(async |State(view): Shared| Json(answers::port_infos(&view))))
         .route("/v1/stats", get(async |State(view): Shared| Json(answers::stats(&view))))
         .route("/v1/drops", get(async |State(view): Shared| Json(answers::drops(&answers::stats(&view)))))
+        .route("/v1/threads", get(async |State(view): Shared| Json(threads::threads(&view))))
         .route("/v1/routes/{tenant}", get(show_routes))
         .route("/v1/offloads", get(show_offloads))
         .route("/v1/vm/{tenant}/{vm}", get(show_vm))
@@ -228,7 +229,7 @@ mod tests {
     use super::super::client::{self, ClientError};
     use super::super::sample;
     use super::*;
-    use crate::counters::Counter;
+    use crate::counters::{Counter, ThreadCounter};
 
     #[test]
     fn every_answer() {
@@ -238,6 +239,7 @@ mod tests {
         block.add(Counter::Received, 3);
         block.add(Counter::DeliveredVm, 1);
         block.dropped(DropReason::HostUnknown);
+        view.counters.thread(1).add(ThreadCounter::Frames, 7);
         let server = serve(view).unwrap();
         let dir = folder.path();
 
@@ -254,6 +256,10 @@ mod tests {
         let drops: api::Drops = client::get(dir, "/v1/drops").unwrap();
         assert_eq!(drops.drops.len(), 1);
         assert_eq!(drops.drops[0].meaning, DropReason::HostUnknown.meaning());
+
+        let threads: api::Threads = client::get(dir, "/v1/threads").unwrap();
+        let frames: Vec<_> = threads.workers.iter().map(|worker| worker.counts.frames).collect();
+        assert_eq!((frames, threads.pid), (vec![0, 7], std::process::id()));
 
         let ports: api::Ports = client::get(dir, "/v1/ports").unwrap();
         assert_eq!(ports.ports[0].addresses[0], "10.1.0.11");
