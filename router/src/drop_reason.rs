@@ -68,7 +68,7 @@ drop_reasons! {
     RouteHairpin = "route.hairpin", "The route leads back out of the port the packet came from.", "Correct the route or the guest's own routing table.";
     HostUnknown = "host.unknown", "The destination lies in a subnet of the tenant, but no VM has it.", "Add the VM to the topology, or correct the address.";
     MtuExceeded = "mtu.exceeded", "Larger than the receiving port's MTU, and may not be fragmented.", "Give both NICs the same `mtu`; do not filter ICMP in the guest.";
-    RxNotConnected = "rx.not_connected", "The receiving VM has no driver running: powered off, booting or rebooting.", "Start the VM; packet-stats vm shows its state.";
+    RxNotConnected = "rx.not_connected", "The receiving VM has no driver running (powered off, booting or rebooting), or its link is shut.", "Start the VM, or take its link up (vmrouter link); packet-stats vm shows its state.";
     RxRingFull = "rx.ring_full", "The receiving guest had offered no buffer.", "The guest is too slow or its ring too small: rx_queue_size=1024, more queues.";
     RxBadBuffer = "rx.bad_buffer", "The receiving guest had offered a buffer that is not a legal one.", "A defect of the receiving guest's driver; look at that VM.";
     RxBufferSmall = "rx.buffer_small", "The receiving guest's buffers are smaller than the frame, and its driver does not merge buffers.", "Give both NICs the same `mtu`, or use a driver with mergeable receive buffers.";

@@ -50,6 +50,15 @@ impl PortStats<'_> {
         self.0.get(name).and_then(Value::as_u64).with_context(|| format!("no counter {name} in {}", self.0))
     }
 
+    /// A word by its key.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn text(&self, name: &str) -> Result<String> {
+        let word = self.0.get(name).and_then(Value::as_str);
+        word.map(str::to_owned).with_context(|| format!("no {name} in {}", self.0))
+    }
+
     /// Frames dropped for one reason; 0 when it never happened.
     #[must_use]
     pub fn drops(&self, reason: &str) -> u64 {

@@ -41,7 +41,7 @@ use std::path::Path;
 pub use mac::Mac;
 pub use model::*;
 pub use place::Place;
-pub use problem::{Problem, Problems};
+pub use problem::{Problem, Problems, nearest};
 use source::Source;
 use validate::context::Context;
 

@@ -23,11 +23,13 @@ use crate::handover::Inherited;
 use crate::handover::collect::Collected;
 use crate::health::Health;
 use crate::port::{Device, PortShared, PortTable, lock};
-use crate::ring_state::{NicState, Store};
+use crate::ring_state::{self, NicState, Store};
 use crate::uplink::keeper::{self, Keeper, Kept, hand_out, report};
 use crate::uplink::tap_device::{self, TapConfig, TapDevice};
 use crate::uplink::{Tap, UplinkEvent};
-use crate::vhost_user::{Attach, End, ListenPort, Listeners, Ports, Role, SessionConfig, SessionError};
+use crate::vhost_user::{
+    Attach, End, Links, ListenPort, Listeners, Ports, Role, SessionConfig, SessionError,
+};
 use crate::worker::{self, Command, WorkerHandle, WorkerSetup, WorkerThread};
 
 /// What the rest of the daemon (control, CLI) may look at while it runs.
@@ -45,6 +47,8 @@ pub struct View {
     pub run_dir: PathBuf,
     /// How the threads are.
     pub health: Arc<Health>,
+    /// Takes NICs' links down and up.
+    pub links: Links,
 }
 
 /// A running daemon; [`Daemon::stop`] ends its threads and removes its sockets.
@@ -89,7 +93,9 @@ impl Daemon {
         let ports: PortTable = port_ids(&snapshot).map(|(id, port)| shared_port(id, port)).collect();
         let topology = Arc::new(topology);
         let (run_dir, health) = (run_dir.to_owned(), Arc::new(Health::new(count)));
-        let view = View { topology: Arc::clone(&topology), snapshot, ports, counters, run_dir, health };
+        let (links, orders) = Links::new().context("cannot create an eventfd")?;
+        let view =
+            View { topology: Arc::clone(&topology), snapshot, ports, counters, run_dir, health, links };
 
         let states = ring_states(&view);
         let was_attached =
@@ -104,7 +110,8 @@ impl Daemon {
         let (ports, handles) = (Arc::clone(&view.ports), Arc::clone(&workers));
         let attachments = Attachments { ports, workers: handles, states, gathering };
         let group = Some(view.topology.router.socket_group.as_str());
-        let prepared = Listeners::prepare(listen_ports(&view), group, Arc::new(attachments), left_ports)?;
+        let prepared =
+            Listeners::prepare(listen_ports(&view), group, Arc::new(attachments), left_ports, orders)?;
         kept.iter().zip(taps).for_each(|(uplink, tap)| hand_out(uplink.port, tap, &workers));
         let keeper =
             keeper::spawn(kept, macs, topology, Arc::clone(&view.ports), Arc::clone(&workers), events)?;
@@ -270,6 +277,11 @@ fn listen_ports(view: &View) -> Vec<ListenPort> {
             pairs: nic.queues,
             uso: view.topology.router.uso,
         },
+        down_mark: view
+            .run_dir
+            .join(ring_state::FOLDER)
+            .join(&tenant.name)
+            .join(format!("{}.{i}.down", vm.name)),
     });
     listen.collect()
 }
@@ -333,5 +345,11 @@ impl Ports for Attachments {
 
     fn detached(&self, port: PortId, end: &End) {
         self.note(port, end.to_string());
+    }
+
+    fn link(&self, port: PortId, up: bool) {
+        if let Some(shared) = self.ports.get(port.index()) {
+            lock(&shared.status).shut = !up;
+        }
     }
 }

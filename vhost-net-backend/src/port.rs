@@ -75,6 +75,9 @@ pub struct Peer {
 pub struct PortStatus {
     /// The connected VMM, if any.
     pub peer: Option<Peer>,
+    /// Whether an operator took the link down.
+    #[serde(default)]
+    pub shut: bool,
     /// A second VMM, which takes over when the first has stopped its vrings: the guest migrates.
     #[serde(default)]
     pub successor: Option<Peer>,

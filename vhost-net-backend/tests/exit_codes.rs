@@ -24,6 +24,8 @@ fn exit_codes() {
         (PACKET_STATS, "routes a --run-dir /nonexistent", 3),
         (PACKET_STATS, "offloads --run-dir /nonexistent", 3),
         (PACKET_STATS, "threads --run-dir /nonexistent", 3),
+        (VMROUTER, "link acme/a.0 down --run-dir /nonexistent", 3),
+        (VMROUTER, "link acme/a down --run-dir /nonexistent", 2),
         (VMROUTER, "schema", 0),
         (VMROUTER, "--version", 0),
         (VMROUTER, "", 2),

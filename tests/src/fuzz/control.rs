@@ -12,6 +12,7 @@ use vhost_net_backend::counters::{Counter, Counters};
 use vhost_net_backend::daemon::View;
 use vhost_net_backend::health::Health;
 use vhost_net_backend::port::{Negotiated, Peer, PortShared, RingStatus};
+use vhost_net_backend::vhost_user::Links;
 
 use super::input::Input;
 
@@ -125,5 +126,6 @@ fn view() -> Result<View> {
     let counters = Counters::new(1, ports.len());
     counters.block(0, PortId(0)).add(Counter::Received, 3);
     let (run_dir, health) = (PathBuf::from("run"), Arc::new(Health::new(1)));
-    Ok(View { topology: Arc::new(topology), snapshot, ports, counters, run_dir, health })
+    let (links, _) = Links::new()?;
+    Ok(View { topology: Arc::new(topology), snapshot, ports, counters, run_dir, health, links })
 }

@@ -79,7 +79,7 @@ impl Failure {
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         let exit = match error {
-            ClientError::NoSuch(_) => Exit::Failed,
+            ClientError::NoSuch(_) | ClientError::Refused(_) => Exit::Failed,
             ClientError::NotRunning(_)
             | ClientError::Denied(_)
             | ClientError::Silent(_)

@@ -1,6 +1,6 @@
 //! Command lines of the two binaries: one module a command.
 //!
-//! `vmrouter` ([`vmrouter`]): run, check, schema, attach, demo. `packet-stats` ([`packet_stats`]): where did every packet
+//! `vmrouter` ([`vmrouter`]): run, check, schema, attach, link, demo. `packet-stats` ([`packet_stats`]): where did every packet
 //! go? The binaries only call `main` of their module and end with the exit code it returns. A command makes a
 //! [`Page`] or a [`Failure`]; printing is done in one place.
 
@@ -10,6 +10,7 @@ pub mod demo;
 pub mod drops;
 pub mod exit;
 pub mod explain;
+pub mod link;
 pub mod logging;
 pub mod notify;
 pub mod offloads;

@@ -7,7 +7,7 @@ use super::paint::{Paint, Tone};
 use super::table::{Cell, Table};
 use super::text::{human, safe, uptime, wrap};
 use super::{Failure, Page, source};
-use crate::control::api::{Counts, PortStats, Source, State, Stats};
+use crate::control::api::{Counts, Link, PortStats, Source, State, Stats};
 use crate::control::totals;
 
 const HEADING: [&str; 11] = [
@@ -99,16 +99,17 @@ fn row(port: &PortStats, number: &impl Fn(&u64) -> String) -> Vec<Cell> {
         (Some(tenant), Some(vm), Some(nic)) => (safe(tenant).into_owned(), format!("{}.{nic}", safe(vm))),
         _ => ("-".to_owned(), safe(&name.name).into_owned()),
     };
-    let (state, tone) = state(port.state);
+    let (state, tone) = state(port.state, name.nic.is_some() && port.link == Link::Down);
     let mut cells = vec![Cell::text(tenant), Cell::text(nic), Cell::text(state).tone(tone)];
     cells.extend(numbers(&port.counts, number));
     cells
 }
 
-/// A state in a word.
+/// A state in a word. `shut`: a NIC whose link an operator took down.
 #[must_use]
-pub fn state(state: State) -> (&'static str, Tone) {
+pub fn state(state: State, shut: bool) -> (&'static str, Tone) {
     match state {
+        State::Down if shut => ("shut", Tone::Warning),
         State::Up => ("up", Tone::Good),
         State::Attached => ("attached", Tone::Warning),
         State::Down => ("down", Tone::Plain),
@@ -174,6 +175,18 @@ Every frame is accounted for.
 rack1 has run for 1 min 1 s.
 ";
         assert_eq!(render(&sample(12), Paint(false), 80, false), wanted);
+    }
+
+    #[test]
+    fn a_nic_whose_link_is_down_is_told_from_one_without_a_vmm() {
+        let mut stats = sample(4);
+        for port in &mut stats.ports {
+            (port.state, port.link) = (State::Down, Link::Down);
+        }
+        stats.ports[1].link = Link::Up;
+        let text = render(&stats, Paint(false), 80, false);
+        let states: Vec<_> = text.lines().skip(1).take(3).map(|l| l.split_whitespace().nth(2)).collect();
+        assert_eq!(states, [Some("shut"), Some("down"), Some("down")], "{text}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::packet_stats::{Context, is_vm, json};
 use super::text::{binary, count, safe, wrap};
 use super::{Failure, Page, stats};
-use crate::control::api::{Counts, PortInfo, Ports, Vm, VmNic};
+use crate::control::api::{Counts, Link, PortInfo, Ports, Vm, VmNic};
 use crate::control::client;
 
 /// The page. `name` is `VM` or `TENANT/VM`; a short name that several tenants use shows each of them.
@@ -57,7 +57,7 @@ fn text(context: &Context, vm: &Vm) -> String {
 }
 
 fn nic_text(context: &Context, VmNic { info, counts }: &VmNic) -> String {
-    let (state, tone) = stats::state(info.state);
+    let (state, tone) = stats::state(info.state, info.link == Link::Down);
     let mut out = format!("{}  {}\n", safe(&info.port.name), context.paint.paint(state, tone));
     let mut line = |key: &str, value: String| {
         let value = wrap(&safe(&value), 14, context.width);
@@ -71,6 +71,9 @@ fn nic_text(context: &Context, VmNic { info, counts }: &VmNic) -> String {
         format!("{network}, MTU {}, {}", info.mtu, count(usize::from(info.queues), "queue pair")),
     );
     line("socket", info.socket.clone().unwrap_or_default());
+    if info.link == Link::Down {
+        line("link", "down: vmrouter link takes it up again".to_owned());
+    }
     for (key, value) in session(info) {
         line(key, value);
     }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use super::{attach, check, demo, exit, run, schema};
+use super::{attach, check, demo, exit, link, run, schema};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -13,9 +13,10 @@ Examples:
   vmrouter check topology.toml                        what is wrong with the file?
   vmrouter run topology.toml                          the daemon; ends on SIGTERM or SIGINT
   vmrouter attach topology.toml acme/web1 --vmm qemu  the line that starts that VM
+  vmrouter link acme/web1.0 down                      cuts one NIC off; its guest sees no carrier
   vmrouter schema > topology.schema.json              for editors
 
-Exit codes: 0 done, 1 failed, 2 wrong command line or topology file.
+Exit codes: 0 done, 1 failed, 2 wrong command line or topology file, 3 the daemon is not running (link).
 VMROUTER_LOG=debug makes the daemon say more (error, warn, info, debug).
 Sockets are in $RUNTIME_DIRECTORY, else in `[router] run_dir`, else in /run/vmrouter (root) or
 $XDG_RUNTIME_DIR/vmrouter.";
@@ -41,6 +42,8 @@ enum Command {
     Schema,
     /// Prints the line (or the XML) that starts a VM attached to the router
     Attach(attach::Args),
+    /// Takes one NIC's link down, or up again; its VMM keeps running
+    Link(link::Args),
     /// Shows the router at work: two tenants, guests, traffic, and where every packet went
     Demo {
         /// With two real Linux VMs in QEMU instead of the built-in guests
@@ -68,6 +71,7 @@ pub fn main() -> ExitCode {
         Command::Check { file } => check::page(&file),
         Command::Schema => schema::page(),
         Command::Attach(args) => attach::page(&args),
+        Command::Link(args) => link::page(&args),
         Command::Demo { qemu } => demo::run(qemu),
     };
     exit::print("vmrouter", outcome).into()
@@ -87,6 +91,9 @@ mod tests {
             ("vmrouter check t.toml", None),
             ("vmrouter attach t.toml acme/web1 --vmm cloud-hypervisor", None),
             ("vmrouter demo --qemu", None),
+            ("vmrouter link acme/web1.0 down --json", None),
+            ("vmrouter link acme/web1.0", Some(2)),
+            ("vmrouter link acme/web1.0 sideways", Some(2)),
             ("vmrouter run", Some(2)),
             ("vmrouter attach t.toml acme/web1 --vmm xen", Some(2)),
             ("vmrouter nonsense", Some(2)),

@@ -35,12 +35,13 @@ impl PortView {
         }
     }
 
-    /// A NIC's link is up: nothing takes it down yet. An uplink's is its device's.
+    /// A NIC's link is what an operator made it, an uplink's is its device's.
     pub(super) fn link(&self) -> api::Link {
-        match (&self.identity, self.state()) {
-            (Identity::Uplink(_), api::State::Down) => api::Link::Down,
-            _ => api::Link::Up,
-        }
+        let down = match &self.identity {
+            Identity::Uplink(_) => self.state() == api::State::Down,
+            Identity::Nic { .. } => self.status.shut,
+        };
+        if down { api::Link::Down } else { api::Link::Up }
     }
 }
 

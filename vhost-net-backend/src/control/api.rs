@@ -103,7 +103,7 @@ pub enum State {
 pub enum Link {
     /// Nothing stands in the way.
     Up,
-    /// Shut.
+    /// Shut: by `vmrouter link`, or with the uplink's device.
     Down,
     /// Read from the stats file, which does not say.
     #[default]
@@ -399,6 +399,13 @@ pub struct Thread {
     pub cycles_per_frame: Option<f64>,
     /// Frames in a burst that had some; 64 at most.
     pub frames_per_burst: Option<f64>,
+}
+
+/// What `PUT /v1/link/{tenant}/{vm}/{nic}` asks for; the answer is the NIC's [`PortInfo`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkOrder {
+    /// Up or down.
+    pub link: Link,
 }
 
 /// Every answer that is not 2xx.

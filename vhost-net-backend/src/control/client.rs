@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::http::StatusCode;
-use http_body_util::{BodyExt as _, Empty, Limited};
+use axum::http::{Method, StatusCode};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
@@ -34,6 +35,9 @@ pub enum ClientError {
     /// The daemon knows no such thing; its own words.
     #[error("{0}")]
     NoSuch(String),
+    /// The daemon does not obey; its own words.
+    #[error("{0}")]
+    Refused(String),
     /// The answer makes no sense: another program, or another version.
     #[error("cannot understand the answer from {}: {why}", path.display())]
     Answer {
@@ -49,11 +53,34 @@ pub enum ClientError {
 /// # Errors
 /// [`ClientError`] says why there is none.
 pub fn get<T: DeserializeOwned>(run_dir: &Path, resource: &str) -> Result<T, ClientError> {
+    exchange(run_dir, Method::GET, resource, Bytes::new())
+}
+
+/// The answer to `PUT resource`, which only root and the daemon's own user may ask for.
+///
+/// # Errors
+/// [`ClientError`] says why there is none.
+pub fn put<T: DeserializeOwned>(
+    run_dir: &Path,
+    resource: &str,
+    wanted: &impl Serialize,
+) -> Result<T, ClientError> {
+    let path = run_dir.join(SOCKET);
+    let body = serde_json::to_vec(wanted).map_err(|e| ClientError::Answer { path, why: e.to_string() })?;
+    exchange(run_dir, Method::PUT, resource, body.into())
+}
+
+fn exchange<T: DeserializeOwned>(
+    run_dir: &Path,
+    method: Method,
+    resource: &str,
+    body: Bytes,
+) -> Result<T, ClientError> {
     let path = run_dir.join(SOCKET);
     let failed = |why: String| ClientError::Answer { path: path.clone(), why };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| failed(error.to_string()))?;
-    let asked = async { tokio::time::timeout(ANSWER_TIME, ask(&path, resource)).await };
+    let asked = async { tokio::time::timeout(ANSWER_TIME, ask(&path, method, resource, body)).await };
     let (status, body) = runtime.block_on(asked).map_err(|_| ClientError::Silent(path.clone()))??;
     if status.is_success() {
         return serde_json::from_slice(&body).map_err(|error| failed(error.to_string()));
@@ -61,17 +88,26 @@ pub fn get<T: DeserializeOwned>(run_dir: &Path, resource: &str) -> Result<T, Cli
     let error = serde_json::from_slice::<api::Problem>(&body).map(|problem| problem.error);
     match (status, error) {
         (StatusCode::NOT_FOUND, Ok(error)) => Err(ClientError::NoSuch(error)),
+        (StatusCode::FORBIDDEN | StatusCode::SERVICE_UNAVAILABLE, Ok(error)) => {
+            Err(ClientError::Refused(error))
+        }
         (status, error) => Err(failed(format!("{status} {}", error.unwrap_or_default()))),
     }
 }
 
-async fn ask(path: &Path, resource: &str) -> Result<(StatusCode, Bytes), ClientError> {
+async fn ask(
+    path: &Path,
+    method: Method,
+    resource: &str,
+    body: Bytes,
+) -> Result<(StatusCode, Bytes), ClientError> {
     let failed = |why: String| ClientError::Answer { path: path.to_owned(), why };
     let stream = UnixStream::connect(path).await.map_err(|error| not_connected(path, &error))?;
     let shaken = http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = shaken.map_err(|error| failed(error.to_string()))?;
     tokio::spawn(connection);
-    let request = hyper::Request::get(resource).header("host", "localhost").body(Empty::<Bytes>::new());
+    let request = hyper::Request::builder().method(method).uri(resource).header("host", "localhost");
+    let request = request.body(Full::new(body));
     let request = request.map_err(|error| failed(error.to_string()))?;
     // The daemon may die, or hang up on one client too many, at any time.
     let response = sender.send_request(request).await.map_err(|_| ClientError::Silent(path.to_owned()))?;

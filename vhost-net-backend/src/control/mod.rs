@@ -14,6 +14,7 @@ pub mod api;
 pub mod client;
 pub mod features;
 pub mod group;
+mod link;
 mod offloads;
 mod routes;
 #[cfg(test)]

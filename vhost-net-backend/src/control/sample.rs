@@ -9,6 +9,7 @@ use crate::counters::{Counters, Identity};
 use crate::daemon::View;
 use crate::health::Health;
 use crate::port::{Negotiated, Peer, PortShared, RingStatus};
+use crate::vhost_user::Links;
 
 const TOPOLOGY: &str = r#"
 version = 1
@@ -47,6 +48,7 @@ pub(crate) fn view(run_dir: &Path) -> View {
         snapshot: Arc::new(snapshot),
         run_dir: run_dir.to_owned(),
         health: Arc::new(Health::new(2)),
+        links: Links::new().unwrap().0,
     };
     running(&view, 0, 1 | 1 << 1 | 1 << 7 | 1 << 8 | 1 << 11 | 1 << 12 | 1 << 32);
     view.ports[1].status.lock().unwrap().peer = Some(Peer { pid: 1, uid: 0 });

@@ -11,7 +11,7 @@ use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::{Method, StatusCode};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::get;
+use axum::routing::{get, put};
 use axum::{Extension, Json, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, oneshot};
 
-use super::{answers, api, offloads, routes, socket, threads};
+use super::{answers, api, link, offloads, routes, socket, threads};
 use crate::daemon::View;
 
 /// Clients served at once; more wait in the listen queue.
@@ -155,14 +155,17 @@ fn application(view: View) -> Router {
         .route("/v1/routes/{tenant}", get(show_routes))
         .route("/v1/offloads", get(show_offloads))
         .route("/v1/vm/{tenant}/{vm}", get(show_vm))
+        .route("/v1/link/{tenant}/{vm}/{nic}", put(link::set))
         .fallback(async || problem(StatusCode::NOT_FOUND, "no such resource"))
-        .method_not_allowed_fallback(async || problem(StatusCode::METHOD_NOT_ALLOWED, "GET only"))
+        .method_not_allowed_fallback(async || {
+            problem(StatusCode::METHOD_NOT_ALLOWED, "GET, or PUT of a link")
+        })
         .layer(from_fn(only_owners_write))
         .layer(DefaultBodyLimit::max(BODY_BYTES))
         .with_state(Arc::new(view))
 }
 
-type Shared = State<Arc<View>>;
+pub(super) type Shared = State<Arc<View>>;
 
 async fn only_owners_write(Extension(caller): Extension<Caller>, request: Request, next: Next) -> Response {
     let reads = [Method::GET, Method::HEAD].contains(request.method());
@@ -213,7 +216,7 @@ fn found<T: serde::Serialize>(answer: Option<T>, otherwise: &str) -> Response {
     }
 }
 
-fn problem(status: StatusCode, error: &str) -> Response {
+pub(super) fn problem(status: StatusCode, error: &str) -> Response {
     (status, Json(api::Problem { error: error.to_owned() })).into_response()
 }
 
@@ -322,6 +325,55 @@ mod tests {
         for (caller, daemon, wanted) in [(0, 7, true), (7, 7, true), (8, 7, false)] {
             assert_eq!(may_write(caller, daemon), wanted);
         }
+    }
+
+    /// What a client of that user is answered.
+    fn asked(view: &View, uid: u32, request: &str) -> String {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (mut client, server) = tokio::io::duplex(1 << 16);
+            let served = tokio::spawn(Api::new(view.clone()).answer(server, uid));
+            client.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.unwrap();
+            served.await.unwrap();
+            answer
+        })
+    }
+
+    #[test]
+    fn a_link_is_changed_by_those_who_may_and_by_a_clear_word() {
+        let folder = tempfile::tempdir().unwrap();
+        let view = sample::view(folder.path());
+        let daemon = rustix::process::geteuid().as_raw();
+        let down = r#"{"link":"down"}"#;
+        for (uid, nic, body, wanted, why) in [
+            (daemon + 1, "acme/web1/0", down, 403, "only root"),
+            (daemon, "acme/web1/1", down, 404, "did you mean acme/web1.0?"),
+            (daemon, "acme/%1b%5bx/0", down, 404, "packet-stats lists them"),
+            (daemon, "acme/web1/0", "down", 400, "the body is not"),
+            (daemon, "acme/web1/0", r#"{"link":"unknown"}"#, 400, "the body is not"),
+            // There is no listening thread in this sample.
+            (daemon, "acme/web1/0", down, 503, "the daemon is stopping"),
+        ] {
+            let length = body.len();
+            let answer = asked(
+                &view,
+                uid,
+                &format!(
+                    "PUT /v1/link/{nic} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+                ),
+            );
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {wanted}")) && answer.contains(why),
+                "{nic}: {answer}"
+            );
+            assert!(!answer.contains('\x1b'), "{answer}");
+        }
+        view.ports[2].status.lock().unwrap().shut = true;
+        let links: Vec<_> = answers::stats(&view).ports.iter().map(|port| port.link).collect();
+        assert_eq!(links, [api::Link::Up, api::Link::Up, api::Link::Down, api::Link::Up]);
     }
 
     #[test]

@@ -71,7 +71,7 @@ mod store;
 mod tests;
 
 pub use block::RingState;
-pub use store::{NicState, Store};
+pub use store::{FOLDER, NicState, Store};
 
 use crate::guest_memory::RegionId;
 

@@ -19,6 +19,8 @@ use super::block::{self, BLOCK};
 use super::{RingRecord, RingState};
 use crate::counters::Boot;
 
+/// Below the run directory.
+pub const FOLDER: &str = "state";
 const MAGIC: [u8; 8] = *b"vmrrings";
 /// Raised when a daemon of the version before would misunderstand the file.
 const VERSION: u64 = 1;
@@ -65,7 +67,7 @@ impl Store {
     /// It cannot be made, or a link or another thing is in its place.
     pub fn open(run_dir: &Path, boot: &Boot) -> io::Result<Self> {
         let run_dir = openat(CWD, run_dir, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        let folder = open_folder(&run_dir, "state")?;
+        let folder = open_folder(&run_dir, FOLDER)?;
         Ok(Self { folder, boot: u128::from_str_radix(&boot.id, 16).unwrap_or(0) })
     }
 

@@ -34,6 +34,11 @@ impl Dialer {
         Self { owner, next: now, pause: FIRST_PAUSE, told: false }
     }
 
+    /// As new: nothing that was is held against this VMM.
+    pub(super) fn reset(&mut self, now: Instant) {
+        *self = Self::new(self.owner, now);
+    }
+
     /// When to try next.
     pub(super) fn next(&self) -> Instant {
         self.next

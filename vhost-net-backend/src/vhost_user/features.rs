@@ -68,13 +68,17 @@ const FEATURES: [(u32, &str, Offer); 29] = [
 ];
 
 /// Protocol features, whether they are offered, and if not, why.
+///
+/// BACKEND_REQ would be for a change of the link (BACKEND_CONFIG_CHANGE_MSG). QEMU 10.0.2 was seen to take the feature and
+/// to send the channel; to that message it answers with a failure, or with nothing where no answer is asked for, it never
+/// sends GET_CONFIG (it does not take CONFIG for a NIC), and its guest's carrier stays. What works is in `links`.
 const PROTOCOL: [(Protocol, &str, Option<&str>); 12] = [
     (Protocol::MQ, "MQ", None),
     (Protocol::LOG_SHMFD, "LOG_SHMFD", None),
     (Protocol::RARP, "RARP", None),
     (Protocol::REPLY_ACK, "REPLY_ACK", None),
     (Protocol::MTU, "NET_MTU", None),
-    (Protocol::BACKEND_REQ, "BACKEND_REQ", Some("no front end of a NIC acts on what it would be told")),
+    (Protocol::BACKEND_REQ, "BACKEND_REQ", Some("QEMU refuses what it would be told about a NIC")),
     (Protocol::CONFIG, "CONFIG", None),
     (Protocol::INFLIGHT_SHMFD, "INFLIGHT_SHMFD", None),
     (Protocol::RESET_DEVICE, "RESET_DEVICE", None),

@@ -19,11 +19,12 @@ use std::time::Instant;
 use router::PortId;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
 use rustix::io::Errno;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::connection::{End, Hangup};
 use super::dial::Dialer;
 use super::error::SessionError;
+use super::links::{self, LinkOrders, Order};
 use super::owners::MemoryOwners;
 use super::served_port::{ServedPort, StoppedPort};
 use super::session::SessionConfig;
@@ -35,8 +36,9 @@ use crate::port::{Device, Peer};
 const STACK: usize = 256 * 1024;
 /// Pause after the process ran out of descriptors, so that the waiting connection does not make us spin.
 const OUT_OF_FDS_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
-/// Event token of the eventfd that wakes the thread; the sockets' tokens are their places in the list.
+/// Event tokens of the eventfds that wake the thread; the sockets' tokens are their places in the list.
 const WAKE: u64 = u64::MAX;
+const LINKS: u64 = u64::MAX - 1;
 
 /// One port to listen for.
 #[derive(Clone, Debug)]
@@ -51,6 +53,8 @@ pub struct ListenPort {
     pub role: Role,
     /// What its sessions offer.
     pub config: SessionConfig,
+    /// The file that is there while its link is down.
+    pub down_mark: PathBuf,
 }
 
 /// Our part in making the connection. The protocol is the same afterwards.
@@ -88,6 +92,9 @@ pub trait Ports: Send + Sync {
 
     /// The connection ended and its rings are stopped; [`Device`] was dropped.
     fn detached(&self, port: PortId, end: &End);
+
+    /// An operator took the port's link down or up, perhaps in the time of the last daemon.
+    fn link(&self, port: PortId, up: bool);
 }
 
 /// What all threads here share.
@@ -145,15 +152,17 @@ impl Listeners {
         socket_group: Option<&str>,
         daemon: Arc<dyn Ports>,
         mut left: HashMap<String, PortLeft>,
+        orders: LinkOrders,
     ) -> io::Result<Prepared> {
         let group = socket_group.and_then(socket_file::group_id);
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let (wake, park) = (eventfd(0, flags)?, eventfd(0, flags)?);
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &wake, epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)?;
+        epoll::add(&epoll, orders.bell(), epoll::EventData::new_u64(LINKS), epoll::EventFlags::IN)?;
         let stopping = AtomicBool::new(false);
         let shared = Arc::new(Shared { daemon, memory: Arc::default(), wake, park, stopping });
-        let mut acceptor = Acceptor { epoll, shared, ports: Vec::new() };
+        let mut acceptor = Acceptor { epoll, shared, ports: Vec::new(), orders };
         for port in ports {
             let left = left.remove(&port.name).filter(|left| left.path == port.path);
             acceptor.open(port, group, left)?;
@@ -162,18 +171,6 @@ impl Listeners {
             debug!(port = name, "the last daemon had a port that this one has not");
         }
         Ok(Prepared(acceptor))
-    }
-
-    /// The same with nothing of a daemon before, and begins to accept.
-    ///
-    /// # Errors
-    /// As [`Self::prepare`].
-    pub fn start(
-        ports: Vec<ListenPort>,
-        socket_group: Option<&str>,
-        daemon: Arc<dyn Ports>,
-    ) -> io::Result<Self> {
-        Self::prepare(ports, socket_group, daemon, HashMap::new())?.start()
     }
 
     /// Ends all connections, stops their rings and removes the sockets. Returns when everything is done.
@@ -230,6 +227,8 @@ enum Door {
 struct Place {
     door: Door,
     served: ServedPort,
+    /// Whether its link is down: nobody is let in.
+    shut: bool,
     /// The next daemon takes the socket: its file stays.
     leaves: bool,
 }
@@ -245,6 +244,45 @@ impl Place {
         let connection = self.served.suspend();
         StoppedPort { port: Arc::clone(&self.served.port), listener, connection }
     }
+
+    /// Takes the link down or up; after an error it is as it was.
+    fn set_link(&mut self, up: bool) -> io::Result<()> {
+        if up != self.shut {
+            return Ok(());
+        }
+        let port = Arc::clone(&self.served.port);
+        links::mark_down(&port.down_mark, !up)?;
+        if !up {
+            self.shut();
+        } else if let Err(error) = self.open() {
+            // It was there a moment ago; if it cannot come back, a crash opens the link.
+            let _ = links::mark_down(&port.down_mark, true);
+            return Err(error);
+        }
+        info!(port = %port.name, link = if up { "up" } else { "down" }, "an operator changed a link");
+        Ok(())
+    }
+
+    /// Turns everybody away, whoever is connected too.
+    fn shut(&mut self) {
+        self.shut = true;
+        self.served.hang_up();
+        let port = &self.served.port;
+        if matches!(self.door, Door::Listener(_))
+            && let Err(error) = socket_file::hide(&port.path)
+        {
+            warn!(port = %port.name, %error, "VMMs that connect are hung up on instead");
+        }
+    }
+
+    fn open(&mut self) -> io::Result<()> {
+        match &mut self.door {
+            Door::Listener(_) => socket_file::show(&self.served.port.path)?,
+            Door::Dialer(dialer) => dialer.reset(Instant::now()),
+        }
+        self.shut = false;
+        Ok(())
+    }
 }
 
 impl Drop for Place {
@@ -252,7 +290,7 @@ impl Drop for Place {
         let port = &self.served.port;
         if matches!(self.door, Door::Listener(_))
             && !self.leaves
-            && let Err(error) = fs::remove_file(&port.path)
+            && let Err(error) = fs::remove_file(socket_file::name(&port.path, self.shut))
         {
             debug!(port = %port.name, %error, "the socket was removed already");
         }
@@ -264,6 +302,7 @@ struct Acceptor {
     epoll: OwnedFd,
     shared: Arc<Shared>,
     ports: Vec<Place>,
+    orders: LinkOrders,
 }
 
 impl Acceptor {
@@ -282,12 +321,30 @@ impl Acceptor {
             }
             Role::Client { owner } => Door::Dialer(Dialer::new(owner, Instant::now())),
         };
-        let mut served = ServedPort::new(port);
-        if let Some((connection, fds)) = connection {
-            served.inherit(connection, fds, &self.shared);
+        let shut = links::is_down(&port.down_mark);
+        let mut place = Place { door, served: ServedPort::new(port), shut: false, leaves: false };
+        let port = &place.served.port;
+        self.shared.daemon.link(port.id, !shut);
+        if shut {
+            warn!(port = %port.name, "the link is down, as an operator left it: vmrouter link {} up", port.name);
+            place.shut();
+        } else if let Some((connection, fds)) = connection {
+            place.served.inherit(connection, fds, &self.shared);
         }
-        self.ports.push(Place { door, served, leaves: false });
+        self.ports.push(place);
         Ok(())
+    }
+
+    fn obey(&mut self) {
+        for Order { port, up, reply } in self.orders.collect() {
+            let place = self.ports.iter_mut().find(|place| place.served.port.id == port);
+            let done = place.map_or(Err(io::ErrorKind::NotFound.into()), |place| place.set_link(up));
+            if done.is_ok() {
+                self.shared.daemon.link(port, up);
+            }
+            // Whoever asked may have lost patience.
+            let _ = reply.send(done);
+        }
     }
 
     fn run(mut self) -> Vec<StoppedPort> {
@@ -308,6 +365,7 @@ impl Acceptor {
             for event in &events {
                 match { event.data }.u64() {
                     WAKE => drop(rustix::io::read(&self.shared.wake, &mut [0_u8; 8])),
+                    LINKS => self.obey(),
                     token => self.accept(token),
                 }
             }
@@ -330,8 +388,10 @@ impl Acceptor {
 
     fn accept(&mut self, token: u64) {
         let place = usize::try_from(token).ok().and_then(|index| self.ports.get_mut(index));
-        let Some(Place { door: Door::Listener(listener), served, .. }) = place else { return };
+        let Some(Place { door: Door::Listener(listener), served, shut, .. }) = place else { return };
         match listener.accept() {
+            // It came before the socket was renamed, or found the other name.
+            Ok(_) if *shut => debug!(port = %served.port.name, "the link is down: turned a front end away"),
             Ok((stream, _)) => served.admit(stream, &self.shared, false),
             Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             Err(error) => {
@@ -348,8 +408,8 @@ impl Acceptor {
         let now = Instant::now();
         let mut next: Option<Instant> = None;
         for place in &mut self.ports {
-            let Place { door: Door::Dialer(dialer), served, .. } = place else { continue };
-            if !served.is_free() {
+            let Place { door: Door::Dialer(dialer), served, shut, .. } = place else { continue };
+            if *shut || !served.is_free() {
                 continue;
             }
             if let Some(attached) = served.take_ended() {

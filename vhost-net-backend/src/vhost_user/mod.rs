@@ -11,7 +11,7 @@
 //! - [`session`]: the state of one front end, and which message goes where.
 //! - `memory`, `rings`, `config`, `log`, `inflight`: the messages about guest memory, vrings, the configuration space,
 //!   the dirty log and chains in flight; `device_state`: what moves to another back end, which is next to nothing;
-//!   `saved`: a session on its way into the next daemon ([`handover`](crate::handover)); `owners` keeps one tenant from
+//!   `links`: what an operator does to a NIC; `saved`: a session on its way into the next daemon ([`handover`](crate::handover)); `owners` keeps one tenant from
 //!   mapping the memory of another.
 //!
 //! # Rules
@@ -33,6 +33,7 @@ mod device_state;
 mod dial;
 mod eventfd;
 mod inflight;
+mod links;
 mod log;
 mod memory;
 mod owners;
@@ -52,6 +53,7 @@ mod test_front_end;
 
 pub use connection::{End, Hangup};
 pub use error::SessionError;
+pub use links::{LinkOrders, Links};
 pub use listener::{Attach, ListenPort, Listeners, Ports, Prepared, Role};
 pub use saved::SavedSession;
 pub use served_port::{StoppedConnection, StoppedPort};

@@ -18,7 +18,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::test_front_end::{FrontEnd, MEMORY, Recorder, USER};
 use super::{
-    Attach, End, Hangup, ListenPort, Listeners, Ports, Role, SessionConfig, SessionError, StoppedPort,
+    Attach, End, Hangup, LinkOrders, Links, ListenPort, Listeners, Ports, Role, SessionConfig, SessionError,
+    StoppedPort,
 };
 use crate::handover::Inherited;
 use crate::handover::collect::Collected;
@@ -44,6 +45,12 @@ impl Ports for Daemon {
 
     fn detached(&self, port: PortId, end: &End) {
         self.say(format!("detached {}: {end}", port.0));
+    }
+
+    fn link(&self, _: PortId, up: bool) {
+        if !up {
+            self.say("link down".to_owned());
+        }
     }
 }
 
@@ -98,7 +105,8 @@ struct Bench {
     heard: mpsc::Receiver<String>,
     path: PathBuf,
     role: Role,
-    _dir: tempfile::TempDir,
+    links: Links,
+    dir: tempfile::TempDir,
 }
 
 impl Bench {
@@ -111,16 +119,30 @@ impl Bench {
         let path = dir.path().join("acme").join("web1.0.sock");
         let (tell, heard) = mpsc::channel();
         let daemon = Arc::new(Daemon(Mutex::new(tell), Mutex::default()));
-        let mut bench = Self { listeners: None, daemon, heard, path, role, _dir: dir };
-        let listeners = Listeners::start(vec![bench.port()], Some("no-such-group"), bench.daemon.clone());
-        bench.listeners = Some(listeners.unwrap());
+        let (links, orders) = Links::new().unwrap();
+        let mut bench = Self { listeners: None, daemon, heard, path, role, links, dir };
+        bench.start(orders);
         bench
+    }
+
+    fn start(&mut self, orders: LinkOrders) {
+        let (daemon, group) = (self.daemon.clone(), Some("no-such-group"));
+        let prepared = Listeners::prepare(vec![self.port()], group, daemon, HashMap::new(), orders);
+        self.listeners = Some(prepared.unwrap().start().unwrap());
+    }
+
+    /// For the listeners that come next.
+    fn orders(&mut self) -> LinkOrders {
+        let (links, orders) = Links::new().unwrap();
+        self.links = links;
+        orders
     }
 
     fn port(&self) -> ListenPort {
         let config = SessionConfig { mac: [2, 0, 0, 0, 0, 1], mtu: 1500, pairs: 1, uso: false };
         let (name, path) = ("acme/web1.0".to_owned(), self.path.clone());
-        ListenPort { id: PortId(3), name, path, role: self.role, config }
+        let down_mark = self.dir.path().join("web1.0.down");
+        ListenPort { id: PortId(3), name, path, role: self.role, config, down_mark }
     }
 
     fn connect(&self) -> UnixStream {
@@ -415,6 +437,53 @@ fn a_vmm_that_drops_every_connection_is_asked_once_a_second() {
     drop(bench);
 }
 
+#[test]
+fn a_link_that_is_down_lets_nobody_in_until_it_is_up() {
+    let mut bench = Bench::new();
+    let _front_end = boot(&bench.path);
+    bench.links.set(PortId(3), false).unwrap();
+    let heard = [bench.hear(), bench.hear(), bench.hear()];
+    assert_eq!(heard, ["attached", "start 0", "start 1"]);
+    let mut heard: Vec<_> = (0..4).map(|_| bench.hear()).collect();
+    heard.sort();
+    assert_eq!(heard[1..], ["link down", "stop 0", "stop 1"]);
+    assert!(heard[0].starts_with("detached 3"), "{heard:?}");
+    // Where the VMM looks there is nobody; who finds the socket all the same is hung up on.
+    assert!(UnixStream::connect(&bench.path).is_err());
+    let mut finder = UnixStream::connect(bench.path.with_file_name(".web1.0.sock")).unwrap();
+    assert_eq!(finder.read(&mut [0]).unwrap_or(0), 0);
+    assert_eq!(bench.links.set(PortId(4), false).unwrap_err().kind(), std::io::ErrorKind::NotFound);
+    // It is down in the next daemon, too, whose socket's file goes with it.
+    bench.listeners.take().unwrap().stop();
+    assert!(!bench.path.exists() && !bench.path.with_file_name(".web1.0.sock").exists());
+    let orders = bench.orders();
+    bench.start(orders);
+    assert_eq!(bench.hear(), "link down");
+    assert!(UnixStream::connect(&bench.path).is_err());
+    bench.links.set(PortId(3), true).unwrap();
+    bench.serves_again();
+    bench.listeners.take().unwrap().stop();
+    assert!(bench.links.set(PortId(3), true).is_err(), "nobody obeys any more");
+}
+
+#[test]
+fn the_router_does_not_connect_while_the_link_is_down() {
+    let mut bench = Bench::with_role(Role::Client { owner: None });
+    let listener = vmm_listens(&bench.path);
+    let stream = accept_within(&listener, Duration::from_secs(2)).expect("nobody connected");
+    let front_end = negotiate(Frontend::from_stream(stream, 2));
+    bench.links.set(PortId(3), false).unwrap();
+    assert!(front_end.get_features().is_err(), "hung up on");
+    assert!(accept_within(&listener, Duration::from_millis(1500)).is_none(), "it connects all the same");
+    bench.listeners.take().unwrap().stop();
+    let orders = bench.orders();
+    bench.start(orders);
+    assert!(accept_within(&listener, Duration::from_millis(500)).is_none(), "the next daemon connects");
+    bench.links.set(PortId(3), true).unwrap();
+    assert!(accept_within(&listener, Duration::from_secs(2)).is_some(), "it does not connect any more");
+    assert!(bench.path.exists(), "the socket is the VMM's");
+}
+
 /// Everything of a daemon that stopped, as the next one reads it.
 fn handed_over(stopped: Vec<StoppedPort>) -> HashMap<String, PortLeft> {
     let mut collected = Collected::default();
@@ -434,7 +503,8 @@ fn a_connection_goes_on_in_the_next_daemon() {
         let left = handed_over(stopped);
         assert_eq!(bench.hear(), "stop 0");
         assert!(bench.path.exists(), "the socket stays");
-        let prepared = Listeners::prepare(vec![bench.port()], None, bench.daemon.clone(), left).unwrap();
+        let prepared =
+            Listeners::prepare(vec![bench.port()], None, bench.daemon.clone(), left, bench.orders()).unwrap();
         assert_eq!([bench.hear(), bench.hear()], ["attached", "start 0"]);
         assert!(bench.heard.try_recv().is_err(), "nobody sends before everybody can receive");
         bench.listeners = Some(prepared.start().unwrap());
@@ -460,7 +530,7 @@ fn a_session_that_does_not_fit_is_closed() {
     let left = handed_over(bench.listeners.take().unwrap().park());
     let mut port = bench.port();
     port.config.mtu = 1400;
-    let prepared = Listeners::prepare(vec![port], None, bench.daemon.clone(), left).unwrap();
+    let prepared = Listeners::prepare(vec![port], None, bench.daemon.clone(), left, bench.orders()).unwrap();
     bench.listeners = Some(prepared.start().unwrap());
     assert!(front_end.get_features().is_err(), "closed");
     let heard: Vec<_> = bench.heard.try_iter().collect();

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Gid, Mode, chmod, chownat};
 use rustix::io::Errno;
@@ -32,6 +32,32 @@ pub(super) fn create(path: &Path, group: Option<u32>) -> io::Result<UnixListener
         Ok(socket)
     };
     Ok(UnixListener::from(listener().map_err(|e| naming(e.into()))?))
+}
+
+/// What the socket's file is called: while it is `hidden`, something that no VMM looks for.
+pub(super) fn name(path: &Path, hidden: bool) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    if hidden { path.with_file_name(format!(".{name}")) } else { path.to_owned() }
+}
+
+/// Gives the socket's file another name: the kernel turns away whoever connects to `path`.
+///
+/// # Errors
+/// The kernel refuses. The message names the path.
+pub(super) fn hide(path: &Path) -> io::Result<()> {
+    rename(path, &name(path, true))
+}
+
+/// Undoes [`hide`], or what is left of one that failed.
+///
+/// # Errors
+/// As [`hide`].
+pub(super) fn show(path: &Path) -> io::Result<()> {
+    rename(&name(path, true), path).or_else(|error| if path.exists() { Ok(()) } else { Err(error) })
+}
+
+fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", from.display())))
 }
 
 /// The socket that the last daemon listened on, if it is the one at `path`.

@@ -1,0 +1,71 @@
+//! `PUT /v1/link/{tenant}/{vm}/{nic}`: an operator takes a NIC's link down, or up again.
+
+use std::time::{Duration, Instant};
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+
+use super::server::{Shared, problem};
+use super::{answers, api};
+use crate::counters::Identity;
+use crate::daemon::View;
+use crate::port::{PortShared, lock};
+
+/// Longest time for the VMM's vrings to be stopped: after the running burst.
+const PATIENCE: Duration = Duration::from_millis(300);
+/// Between two looks whether they are.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+
+/// Obeys, and answers with what the NIC is like then.
+pub(super) async fn set(
+    State(view): Shared,
+    Path((tenant, vm, nic)): Path<(String, String, String)>,
+    body: Bytes,
+) -> Response {
+    let up = match serde_json::from_slice(&body) {
+        Ok(api::LinkOrder { link: api::Link::Up }) => true,
+        Ok(api::LinkOrder { link: api::Link::Down }) => false,
+        Ok(api::LinkOrder { link: api::Link::Unknown }) | Err(_) => {
+            return problem(StatusCode::BAD_REQUEST, r#"the body is not {"link":"up"} or {"link":"down"}"#);
+        }
+    };
+    let wanted = format!("{tenant}/{vm}.{nic}");
+    let Some(at) = Identity::all(&view.topology).iter().position(|port| port.to_string() == wanted) else {
+        return problem(StatusCode::NOT_FOUND, &unknown(&view, &wanted));
+    };
+    // It waits for another thread.
+    let done = tokio::task::spawn_blocking(move || obey(&view, at, up)).await;
+    match done {
+        Ok(Ok(Some(port))) => Json(port).into_response(),
+        Ok(Ok(None)) => problem(StatusCode::NOT_FOUND, "no such NIC"),
+        Ok(Err(error)) => problem(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
+        Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
+}
+
+fn obey(view: &View, at: usize, up: bool) -> std::io::Result<Option<api::PortInfo>> {
+    let Some(port) = view.ports.get(at) else { return Ok(None) };
+    view.links.set(port.id, up)?;
+    let end = Instant::now() + PATIENCE;
+    while !up && is_connected(port) && Instant::now() < end {
+        std::thread::sleep(LOOK_EVERY);
+    }
+    Ok(answers::port_infos(view).ports.into_iter().nth(at))
+}
+
+fn is_connected(port: &PortShared) -> bool {
+    lock(&port.status).peer.is_some()
+}
+
+/// "no NIC acme/wbe1.0; did you mean acme/web1.0?"
+fn unknown(view: &View, wanted: &str) -> String {
+    let names: Vec<_> =
+        view.ports.iter().filter(|port| !port.is_uplink).map(|port| port.name.as_str()).collect();
+    match topology::nearest(wanted, names) {
+        Some(near) => format!("no NIC {wanted}; did you mean {near}?"),
+        None => format!("no NIC {wanted}; packet-stats lists them"),
+    }
+}
