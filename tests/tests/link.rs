@@ -18,6 +18,10 @@ use tests::wait::wait_for;
 use tests::{Daemon, Guest, GuestOptions, Scenario, skip, stats, step};
 use vhost_net_backend::demo_guest::{FakeNic, NicOptions};
 
+/// The thread that waits for a link to change stays for ten seconds in case there is another.
+const HELPER: Duration = Duration::from_secs(20);
+/// The last line about a connection comes a moment after its end.
+const SETTLED: Duration = Duration::from_millis(300);
 const SOON: Duration = Duration::from_secs(5);
 /// Longer than the longest pause between two attempts of the daemon's to connect.
 const SEVERAL_ATTEMPTS: Duration = Duration::from_millis(2500);
@@ -130,11 +134,10 @@ impl Field {
     /// Both NICs are down: nobody can connect, and nobody is connected to.
     fn is_shut(&self) -> Result<()> {
         for vm in ["c", "d"] {
-            ensure!(
-                shown(&self.daemon, vm)? == words("down", "down"),
-                "{vm}: {:?}",
-                shown(&self.daemon, vm)?
-            );
+            // A daemon that has just started answers from its file, which knows no links, before its socket is there.
+            wait_for("the link to be shown as down", SOON, || {
+                Ok((shown(&self.daemon, vm)? == words("down", "down")).then_some(()))
+            })?;
         }
         for _ in 0..200 {
             let error = UnixStream::connect(socket(&self.daemon, "c")).err().context("let in")?;
@@ -164,7 +167,7 @@ fn a_link_that_is_down_lets_nobody_in() -> Result<()> {
     let mut field = Field::new()?;
     let mut nics = [field.ours()?, field.theirs()?];
     field.talk(&mut nics)?;
-    let before = Holdings::of(field.daemon.process().pid())?;
+    let mut before = Holdings::of(field.daemon.process().pid())?;
     for round in 0..3 {
         step(&format!("round {round}: down"));
         for nic in ["acme/c.0", "acme/d.0"] {
@@ -173,6 +176,7 @@ fn a_link_that_is_down_lets_nobody_in() -> Result<()> {
             // Twice is as good as once.
             set(&field.daemon, nic, "down")?;
         }
+        std::thread::sleep(SETTLED);
         let lines = field.daemon.log().lines().count();
         field.is_shut()?;
         ensure!(field.daemon.log().lines().count() == lines, "{}", field.daemon.log());
@@ -183,10 +187,16 @@ fn a_link_that_is_down_lets_nobody_in() -> Result<()> {
         nics = [field.ours()?, field.theirs()?];
         field.talk(&mut nics)?;
         ensure!(shown(&field.daemon, "c")? == words("up", "up"), "{:?}", shown(&field.daemon, "c")?);
+        if round == 0 {
+            // The first time may leave something for good, such as a heap for a thread.
+            std::thread::sleep(HELPER);
+            before = Holdings::of(field.daemon.process().pid())?;
+        }
     }
-    wait_for("what was taken to be given back", SOON, || {
+    wait_for("what was taken to be given back", HELPER, || {
         Ok((Holdings::of(field.daemon.process().pid())? == before).then_some(()))
-    })?;
+    })
+    .with_context(|| format!("{before:?} {:?}", Holdings::of(field.daemon.process().pid())))?;
     field.daemon.conserved()?;
     field.daemon.stop()
 }
@@ -279,6 +289,7 @@ fn a_linux_guest_sees_its_carrier_go_and_come() -> Result<()> {
 fn cut_off(daemon: &Daemon, nic: &str, cut: &mut Guest, other: &mut Guest, ping: &str) -> Result<()> {
     other.ok("ping -i 0.05 10.0.0.1 > /tmp/steady 2>&1 &")?;
     set(daemon, nic, "down")?;
+    std::thread::sleep(SETTLED);
     let (lines, said) = (daemon.log().lines().count(), cut.process().log().lines().count());
     let (_, took) = cut.until_ok("test $(cat /sys/class/net/eth0/carrier) = 0", SOON)?;
     step(&format!("{nic}: no carrier {took:?} after the command"));
@@ -293,8 +304,12 @@ fn cut_off(daemon: &Daemon, nic: &str, cut: &mut Guest, other: &mut Guest, ping:
     step(&format!("{nic}: carrier {took:?} after the command"));
     cut.until_ok(ping, SOON)?;
     let steady = other.ok("killall -INT ping; sleep 0.3; cat /tmp/steady")?;
-    let summary = steady.lines().find(|line| line.contains("packets transmitted")).context("no summary")?;
-    ensure!(summary.contains(" 0% packet loss"), "the other guest: {steady}");
-    step(&format!("the other guest meanwhile: {summary}"));
+    let number = |line: &str| line.split_once("seq=")?.1.split(' ').next()?.parse::<usize>().ok();
+    let mut numbers: Vec<_> = steady.lines().filter_map(number).collect();
+    numbers.sort_unstable();
+    // Up to the last answer: those after it were still under way.
+    let all = numbers.len() > 40 && numbers.iter().enumerate().all(|(wanted, number)| wanted == *number);
+    ensure!(all, "the other guest lost a frame: {steady}");
+    step(&format!("the other guest meanwhile: all of {} pings answered", numbers.len()));
     Ok(())
 }

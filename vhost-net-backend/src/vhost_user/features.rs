@@ -69,9 +69,10 @@ const FEATURES: [(u32, &str, Offer); 29] = [
 
 /// Protocol features, whether they are offered, and if not, why.
 ///
-/// BACKEND_REQ would be for a change of the link (BACKEND_CONFIG_CHANGE_MSG). QEMU 10.0.2 was seen to take the feature and
-/// to send the channel; to that message it answers with a failure, or with nothing where no answer is asked for, it never
-/// sends GET_CONFIG (it does not take CONFIG for a NIC), and its guest's carrier stays. What works is in `links`.
+/// BACKEND_REQ would be for a change of the link (BACKEND_CONFIG_CHANGE_MSG). QEMU 7.2 and 10.0.2 were seen to take the
+/// feature and to send the channel. To that message they answer with a failure, or with nothing where no answer is asked
+/// for: they do not take CONFIG for a NIC, so they never ask for the new state, and under 10.0.2 the guest's carrier
+/// stayed as it was. What works is in `links`.
 const PROTOCOL: [(Protocol, &str, Option<&str>); 12] = [
     (Protocol::MQ, "MQ", None),
     (Protocol::LOG_SHMFD, "LOG_SHMFD", None),
