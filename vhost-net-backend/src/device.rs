@@ -210,6 +210,10 @@ impl Rings {
         self.ports.get(self.port.index())
     }
 
+    fn name(&self) -> &str {
+        self.shared().map_or("", |shared| &shared.name)
+    }
+
     fn seats(&self) -> Option<(&PortShared, MutexGuard<'_, Seats>)> {
         let shared = self.shared()?;
         Some((shared, lock(&shared.seats)))
@@ -306,11 +310,13 @@ impl Rings {
             }
         }
         self.set_ring_status(index, Some(RingStatus { index, size, enabled }));
+        tracing::debug!(port = self.name(), queue = index, enabled, "vring started");
         Ok(())
     }
 
     fn stop(&self, index: usize) -> Option<u16> {
         let pair = index / 2;
+        tracing::debug!(port = self.name(), queue = index, "vring stops");
         self.set_ring_status(index, None);
         if index % 2 == 1 {
             return self.stop_tx(pair);
