@@ -9,6 +9,7 @@
 pub mod adversary;
 pub mod bench;
 pub mod capture;
+pub mod cpu_wait;
 pub mod daemon;
 pub mod direct;
 pub mod fuzz;

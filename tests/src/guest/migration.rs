@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Guest, qmp::Qmp, spawn};
 use crate::Process;
+use crate::cpu_wait::Watch;
 use crate::guest::shell::Shell;
 use crate::wait::wait_for;
 
@@ -18,18 +19,33 @@ const SLOW: u64 = 4 << 20;
 const FAST: u64 = 1 << 30;
 
 /// What QEMU says of a migration that ended.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Migration {
-    /// Between the guest's stop at the source and the end of the stream.
+    /// When the guest's CPUs were stopped at the source, seconds since 1970.
+    pub stopped: f64,
+    /// When they ran at the destination.
+    pub resumed: f64,
+    /// Between the stop and the end of the stream, by the source.
     pub downtime: Duration,
     /// Of everything.
     pub total: Duration,
+    /// How long the destination's threads, and those of `others`, wait for a CPU; it goes on.
+    pub watch: Watch,
+}
+
+impl Migration {
+    /// How long the guest's CPUs stood still.
+    #[must_use]
+    pub fn pause(&self) -> Duration {
+        Duration::try_from_secs_f64(self.resumed - self.stopped).unwrap_or_default()
+    }
 }
 
 /// A QEMU that waits for a guest.
 struct Destination {
     process: Process,
     shell: Shell,
+    qmp: Qmp,
     incoming: String,
     generation: u32,
 }
@@ -39,8 +55,9 @@ impl Guest {
     ///
     /// # Errors
     /// The migration failed.
-    pub fn migrate(&mut self) -> Result<Migration> {
-        let next = self.destination()?;
+    pub fn migrate(&mut self, others: &[u32]) -> Result<Migration> {
+        let mut next = self.destination()?;
+        let watch = Watch::new([&[next.process.pid()], others].concat());
         let start = Instant::now();
         let mut qmp = self.begin(&next, FAST)?;
         let report = wait_for("the migration", CROSS, || {
@@ -53,10 +70,11 @@ impl Guest {
         })?;
         let downtime = report.get("downtime").and_then(Value::as_u64).context("no downtime")?;
         let total = start.elapsed();
+        let (stopped, resumed) = (qmp.event("STOP")?, next.qmp.event("RESUME")?);
         self.process.kill()?;
         let Destination { process, shell, generation, .. } = next;
         (self.process, self.shell, self.generation) = (process, shell, generation);
-        Ok(Migration { downtime: Duration::from_millis(downtime), total })
+        Ok(Migration { stopped, resumed, downtime: Duration::from_millis(downtime), total, watch })
     }
 
     /// Begins a migration, lets it run for `time` and cancels it; the guest stays where it is.
@@ -106,7 +124,7 @@ impl Guest {
             let status = qmp.execute("query-status", &json!({}))?;
             Ok((status.get("status").and_then(Value::as_str) == Some("inmigrate")).then_some(()))
         })?;
-        Ok(Destination { process, shell, incoming, generation })
+        Ok(Destination { process, shell, qmp, incoming, generation })
     }
 }
 

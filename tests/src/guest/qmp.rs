@@ -1,4 +1,4 @@
-//! QEMU's control socket: one command at a time, events are skipped.
+//! QEMU's control socket: one command at a time, and the events that come between.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
@@ -17,6 +17,7 @@ const ANSWER: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct Qmp {
     reader: BufReader<UnixStream>,
+    events: Vec<Value>,
 }
 
 impl Qmp {
@@ -27,7 +28,7 @@ impl Qmp {
     pub fn connect(path: &Path) -> Result<Self> {
         let stream = wait_for("QEMU's control socket", ANSWER, || Ok(UnixStream::connect(path).ok()))?;
         stream.set_read_timeout(Some(ANSWER))?;
-        let mut qmp = Self { reader: BufReader::new(stream) };
+        let mut qmp = Self { reader: BufReader::new(stream), events: Vec::new() };
         qmp.line().context("no greeting")?;
         qmp.execute("qmp_capabilities", &json!({}))?;
         Ok(qmp)
@@ -48,6 +49,24 @@ impl Qmp {
             if let Some(value) = answer.get_mut("return") {
                 return Ok(value.take());
             }
+            self.events.push(answer);
+        }
+    }
+
+    /// When the event of that name came last, seconds since 1970 by QEMU's clock; waits if it has not come yet.
+    ///
+    /// # Errors
+    /// It does not come.
+    pub fn event(&mut self, name: &str) -> Result<f64> {
+        loop {
+            let is = |event: &&Value| event.get("event").and_then(Value::as_str) == Some(name);
+            if let Some(time) = self.events.iter().rfind(is).and_then(|event| event.get("timestamp")) {
+                let part = |key: &str| time.get(key).and_then(Value::as_f64);
+                let (seconds, micros) = part("seconds").zip(part("microseconds")).context("no time")?;
+                return Ok(seconds + micros / 1e6);
+            }
+            let line = self.line().with_context(|| format!("waiting for {name}"))?;
+            self.events.push(line);
         }
     }
 
