@@ -90,6 +90,7 @@ pub(crate) fn topology() -> Topology {
             mac: ROUTER,
             socket_group: "kvm".into(),
             uso: false,
+            packed: false,
         },
         uplinks: vec![uplink(40, "lab"), uplink(41, "wan")],
         tenants: vec![acme, globex],

@@ -52,6 +52,7 @@ impl Default for Scenario {
             mac: Mac::ROUTER_DEFAULT,
             socket_group: "root".to_owned(),
             uso: false,
+            packed: false,
         };
         Self {
             topology: Topology { router, uplinks: Vec::new(), tenants: Vec::new(), unenforced: Vec::new() },
@@ -199,8 +200,12 @@ impl Scenario {
         if !self.topology.router.cpus.is_empty() {
             writeln!(file, "cpus = {:?}", self.topology.router.cpus)?;
         }
-        if self.topology.router.uso {
-            file.push_str("experimental = [\"uso\"]\n");
+        let router = &self.topology.router;
+        let experimental: Vec<_> =
+            [("uso", router.uso), ("packed", router.packed)].into_iter().filter(|(_, on)| *on).collect();
+        if !experimental.is_empty() {
+            let names: Vec<_> = experimental.into_iter().map(|(name, _)| name).collect();
+            writeln!(file, "experimental = {names:?}")?;
         }
         for uplink in &self.topology.uplinks {
             let UplinkKind::Tap { device } = &uplink.kind else { bail!("only taps can be written") };

@@ -64,6 +64,8 @@ pub struct Router {
     pub socket_group: String,
     /// `experimental = ["uso"]`.
     pub uso: bool,
+    /// `experimental = ["packed"]`.
+    pub packed: bool,
 }
 
 /// `[uplink.NAME]`.

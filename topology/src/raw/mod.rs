@@ -79,6 +79,7 @@ pub(crate) enum RawPoll {
 #[serde(rename_all = "lowercase")]
 pub(crate) enum RawExperimental {
     Uso,
+    Packed,
 }
 
 /// A hole between two tenants.

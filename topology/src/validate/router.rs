@@ -39,6 +39,7 @@ pub(crate) fn validate(raw: &RawRouter, ctx: &mut Context<'_>) -> Router {
         mac: raw.mac.as_ref().and_then(|mac| nics::mac(mac, ctx)).unwrap_or(Mac::ROUTER_DEFAULT),
         socket_group: text(&raw.socket_group, "kvm"),
         uso: raw.experimental.contains(&RawExperimental::Uso),
+        packed: raw.experimental.contains(&RawExperimental::Packed),
     }
 }
 

@@ -61,6 +61,8 @@ pub struct Target<'t> {
     tenant: &'t Tenant,
     vm: &'t Vm,
     run_dir: &'t Path,
+    /// Whether the router offers packed vrings.
+    packed: bool,
 }
 
 impl<'t> Target<'t> {
@@ -76,7 +78,7 @@ impl<'t> Target<'t> {
     ) -> Result<Self, LaunchError> {
         let owner = topology.tenants.get(tenant).ok_or(LaunchError::NoSuchVm { tenant, vm })?;
         let found = owner.vms.get(vm).ok_or(LaunchError::NoSuchVm { tenant, vm })?;
-        Ok(Self { tenant: owner, vm: found, run_dir })
+        Ok(Self { tenant: owner, vm: found, run_dir, packed: topology.router.packed })
     }
 
     /// The vhost-user socket of NIC number `nic`: the VMM's own in client mode, else

@@ -82,7 +82,7 @@ pub fn qemu(target: &Target<'_>, options: &QemuOptions) -> Result<CommandLine, L
         let role = if nic.connect.is_some() { "server=on,wait=off" } else { reconnect };
         line.option("-chardev", format!("socket,id=vmr{index},path={path},{role}"));
         line.option("-netdev", format!("vhost-user,id=net{index},chardev=vmr{index},queues={}", nic.queues));
-        line.option("-device", device(index, nic, options.vectors));
+        line.option("-device", device(index, nic, target.packed, options.vectors));
     }
     if let Some(kernel) = &spec.kernel {
         line.option("-kernel", path_text(VMM, kernel)?);
@@ -98,13 +98,14 @@ pub fn qemu(target: &Target<'_>, options: &QemuOptions) -> Result<CommandLine, L
 }
 
 /// The virtio NIC. `romfile=` leaves out the network boot ROM, which nobody boots from here.
-fn device(index: usize, nic: &Nic, vectors: Option<u32>) -> String {
+fn device(index: usize, nic: &Nic, packed: bool, vectors: Option<u32>) -> String {
     // One vector for each ring, one for the control queue, one for configuration changes.
     let vectors = vectors.or_else(|| (nic.queues > 1).then(|| 2 * u32::from(nic.queues) + 2));
+    let packed = if packed { ",packed=on" } else { "" };
     let multi_queue = if nic.queues > 1 { ",mq=on" } else { "" };
     let vectors = vectors.map(|count| format!(",vectors={count}")).unwrap_or_default();
     format!(
-        "virtio-net-pci,netdev=net{index},mac={}{multi_queue}{vectors},rx_queue_size={RING_ENTRIES},\
+        "virtio-net-pci,netdev=net{index},mac={}{multi_queue}{packed}{vectors},rx_queue_size={RING_ENTRIES},\
          tx_queue_size={RING_ENTRIES},host_mtu={},romfile=",
         nic.mac, nic.mtu
     )
@@ -165,6 +166,15 @@ qemu-system-x86_64 \\
   -append 'console=ttyS0 quiet' \\
   -nographic";
         assert_eq!(qemu(&target, &options).unwrap().shell(), wanted);
+    }
+
+    #[test]
+    fn packed_vrings_are_asked_for_where_they_are_offered() {
+        let mut topology = sample::topology();
+        topology.router.packed = true;
+        let target = Target::new(&topology, 0, 0, Path::new("/run/vmrouter")).unwrap();
+        let line = qemu(&target, &QemuOptions::default()).unwrap().shell();
+        assert!(line.contains("mac=52:54:00:01:00:12,packed=on,rx_queue_size="), "{line}");
     }
 
     #[test]

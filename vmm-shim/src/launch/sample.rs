@@ -38,6 +38,7 @@ pub(crate) fn topology() -> Topology {
         mac: Mac::ROUTER_DEFAULT,
         socket_group: "kvm".to_owned(),
         uso: false,
+        packed: false,
     };
     Topology { router, uplinks: Vec::new(), tenants: vec![tenant], unenforced: Vec::new() }
 }
