@@ -27,6 +27,7 @@ use crate::ring_state::{self, NicState, Store};
 use crate::uplink::keeper::{self, Keeper, Kept, hand_out, report};
 use crate::uplink::tap_device::{self, TapConfig, TapDevice};
 use crate::uplink::{Tap, UplinkEvent};
+use crate::vhost_user::features::Experimental;
 use crate::vhost_user::{
     Attach, End, Links, ListenPort, Listeners, Ports, Role, SessionConfig, SessionError,
 };
@@ -275,7 +276,7 @@ fn listen_ports(view: &View) -> Vec<ListenPort> {
             mac: nic.mac.0,
             mtu: nic.mtu,
             pairs: nic.queues,
-            uso: view.topology.router.uso,
+            experimental: Experimental { uso: view.topology.router.uso, packed: view.topology.router.packed },
         },
         down_mark: view
             .run_dir

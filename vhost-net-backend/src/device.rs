@@ -109,7 +109,7 @@ impl Device for PortDevice {
         started
     }
 
-    fn stop(&mut self, index: usize) -> Option<u16> {
+    fn stop(&mut self, index: usize) -> Option<u32> {
         let (mut seats, id) = self.seats()?;
         let seat = seats.seat(id)?;
         if let Some((setup, _)) = seat.waiting.remove(&index) {
@@ -286,7 +286,7 @@ impl Rings {
         answer.recv().map_err(|_| RingError::Worker)?.map_err(RingError::Kick)
     }
 
-    fn stop_tx(&self, pair: usize) -> Option<u16> {
+    fn stop_tx(&self, pair: usize) -> Option<u32> {
         let (reply, answer) = bounded(1);
         self.worker(pair)?.send(Command::StopTx { port: self.port, pair, reply });
         answer.recv().ok()?
@@ -314,7 +314,7 @@ impl Rings {
         Ok(())
     }
 
-    fn stop(&self, index: usize) -> Option<u16> {
+    fn stop(&self, index: usize) -> Option<u32> {
         let pair = index / 2;
         tracing::debug!(port = self.name(), queue = index, "vring stops");
         self.set_ring_status(index, None);

@@ -20,8 +20,8 @@ pub trait Device {
     /// The vring cannot work; nothing was started.
     fn start(&mut self, index: usize, setup: RingSetup, enabled: bool) -> Result<(), RingError>;
 
-    /// Stops it after the running burst; returns the next avail index, `None` if it did not run.
-    fn stop(&mut self, index: usize) -> Option<u16>;
+    /// Stops it after the running burst; returns the base to go on from, `None` if it did not run.
+    fn stop(&mut self, index: usize) -> Option<u32>;
 
     /// None of its vrings is started any more: those of another front end may run.
     fn idle(&mut self);

@@ -68,7 +68,7 @@ pub enum Command {
         /// Queue pair.
         pair: usize,
         /// Answered after the running burst.
-        reply: Sender<Option<u16>>,
+        reply: Sender<Option<u32>>,
     },
     /// A transmit vring is enabled or disabled.
     EnableTx {
@@ -341,7 +341,7 @@ impl Worker {
             Command::StopTx { port, pair, reply } => {
                 let stopped = self.sources.position(port, pair).and_then(|at| self.forget(at));
                 let base = match stopped {
-                    Some(Source::Guest(mut queue)) => Some(queue.ring.ring().base()),
+                    Some(Source::Guest(queue)) => Some(queue.ring.base()),
                     Some(Source::Uplink { .. }) | None => None,
                 };
                 let _ = reply.send(base);

@@ -157,7 +157,7 @@ impl Driver {
             desc: self.desc,
             avail: self.avail,
             used: self.used,
-            base: self.next,
+            base: self.next.into(),
             memory: Arc::clone(&guest.memory),
             features,
             kick: None,

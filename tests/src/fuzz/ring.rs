@@ -200,7 +200,7 @@ impl Bench {
             model.show(&mut image, model.next_used)?;
         }
         model.next_avail = model.next_avail.wrapping_add(popped);
-        ensure!(ring.ring().base() == model.next_avail, "base {}", ring.ring().base());
+        ensure!(ring.ring().base() == u32::from(model.next_avail), "base {}", ring.ring().base());
         self.unchanged_but(&image)?;
         let judged = ring.judge(&burst, Instant::now());
         let stops = twice.is_some_and(|head| judged == Err(PortFault::HeadTwice { head }));
@@ -241,7 +241,7 @@ impl Bench {
         // What was not shown is offered again.
         let wanted = model.next_avail.wrapping_sub(model.next_used.wrapping_sub(shown));
         let base = ring.stop();
-        ensure!(base == wanted, "base {base} instead of {wanted}");
+        ensure!(base == u32::from(wanted), "base {base} instead of {wanted}");
         self.unchanged_but(&image)
     }
 
@@ -293,7 +293,7 @@ impl Bench {
                 batches.push((worker, model.next_used, false));
             }
         }
-        ensure!(ring.ring().base() == model.next_avail, "base {}", ring.ring().base());
+        ensure!(ring.ring().base() == u32::from(model.next_avail), "base {}", ring.ring().base());
         self.unchanged_but(&image)?;
         Ok(true)
     }

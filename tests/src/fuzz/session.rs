@@ -14,6 +14,7 @@ use std::os::unix::fs::FileExt as _;
 
 use anyhow::{Context as _, Result, ensure};
 use vhost_net_backend::port::Device as _;
+use vhost_net_backend::vhost_user::features::Experimental;
 use vhost_net_backend::vhost_user::message::{HEADER_LEN, Header, Message};
 use vhost_net_backend::vhost_user::{Outcome, Session, SessionConfig};
 
@@ -85,7 +86,8 @@ impl Connection {
     fn new(input: &mut Input<'_>) -> Self {
         let choice = input.byte();
         let mtu = if choice & 2 == 0 { 1500 } else { 9000 };
-        let config = SessionConfig { mac: [2; 6], mtu, pairs: PAIRS, uso: choice & 1 != 0 };
+        let experimental = Experimental { uso: choice & 1 != 0, packed: choice & 4 != 0 };
+        let config = SessionConfig { mac: [2; 6], mtu, pairs: PAIRS, experimental };
         Self { session: Session::new(config), avail: [0; 4] }
     }
 

@@ -9,10 +9,12 @@
 //! do (ping, UDP, TCP), and [`guest`] the whole on a thread of its own.
 
 pub mod device;
+pub mod driver;
 pub mod front_end;
 pub mod guest;
 pub mod nic;
 pub mod offload;
+pub mod packed;
 pub mod ram;
 pub mod ring;
 pub mod stack;

@@ -10,15 +10,16 @@ use std::time::Duration;
 
 use router::vnet::VnetHeader;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
-use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::bindings::virtio_config::{VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use virtio_bindings::bindings::virtio_net as net;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::driver::Driver;
 use super::front_end::{DeviceConfig, FrontEnd};
-use super::ring::{DriverRing, INDIRECT_MAX, Layout, Segment};
+use super::ring::{INDIRECT_MAX, Layout, Segment};
 use super::{GuestError, Ram};
 use crate::vhost_user::message::Inflight;
 
@@ -33,6 +34,8 @@ const SMALL_BUFFER: u32 = 2048;
 
 /// VIRTIO_F_VERSION_1 as a mask.
 pub const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
+/// Packed vrings.
+pub const PACKED: u64 = 1 << VIRTIO_F_RING_PACKED;
 /// Receive buffers may be merged.
 pub const MRG_RXBUF: u64 = 1 << net::VIRTIO_NET_F_MRG_RXBUF;
 /// The device completes checksums of what the guest sends.
@@ -136,7 +139,7 @@ pub struct NicCounters {
 /// One vring with its eventfds and buffers.
 #[derive(Debug)]
 struct Vring {
-    ring: DriverRing,
+    ring: Driver,
     kick: EventFd,
     call: EventFd,
     /// Guest-physical start of the buffers, one of `buffer_len` bytes for each entry.
@@ -232,7 +235,8 @@ impl FakeNic {
         let mut count = 0;
         for (index, vring) in pairs.enumerate() {
             let layout = vring.ring.layout();
-            self.front_end.start_vring(index, &self.ram, layout, 0, &vring.kick, &vring.call)?;
+            let base = vring.ring.first_base();
+            self.front_end.start_vring(index, &self.ram, layout, base, &vring.kick, &vring.call)?;
             count = index + 1;
         }
         for pair in 0..self.rx.len() {
@@ -498,7 +502,7 @@ fn vring(ram: &mut Ram, options: &NicOptions, features: u64, buffer_len: u32) ->
     let layout = Layout::at(ram.alloc(Layout::bytes(size, indirect), false)?, size, indirect);
     let buffers = ram.alloc(u64::from(size) * u64::from(buffer_len), true)?;
     Ok(Vring {
-        ring: DriverRing::new(ram.memory().clone(), layout, features & EVENT_IDX != 0)?,
+        ring: Driver::new(ram.memory().clone(), layout, features & EVENT_IDX != 0, features & PACKED != 0)?,
         kick: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
         call: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
         buffers,
@@ -547,7 +551,8 @@ fn take_frame(
         return Ok(None);
     };
     // Looked at after the first one is there: all buffers of a frame are shown at once.
-    let used = vring.ring.pending()?.saturating_add(1);
+    let longest = MAX_FRAME / usize::try_from(vring.buffer_len).unwrap_or(1).max(1) + 2;
+    let used = vring.ring.pending(u16::try_from(longest).unwrap_or(u16::MAX))?.saturating_add(1);
     let mut bytes = vec![0; usize::try_from(first.len.min(vring.buffer_len)).unwrap_or_default()];
     ram.memory().read_slice(&mut bytes, GuestAddress(vring.buffer(first.head)))?;
     let Some(legacy) = bytes.first_chunk().filter(|_| bytes.len() >= header_len) else {

@@ -21,6 +21,7 @@ mod dirty_log;
 mod host;
 mod inflight;
 mod mapping;
+mod packed_ring;
 mod ring;
 mod slice;
 
@@ -33,6 +34,7 @@ pub use bus_error::deaths;
 pub use dirty_log::{DirtyLog, PAGE};
 pub use host::HostBuffer;
 pub use inflight::{InflightArea, InflightRing};
+pub use packed_ring::PackedMemory;
 #[cfg(test)]
 pub(crate) use ring::order;
 pub use ring::{Descriptor, RingMemory};

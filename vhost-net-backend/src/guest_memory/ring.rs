@@ -21,7 +21,7 @@ pub struct Descriptor {
     pub len: u32,
     /// `NEXT` 1, `WRITE` 2, `INDIRECT` 4.
     pub flags: u16,
-    /// Index of the next descriptor.
+    /// Index of the next descriptor; in a packed vring the buffer id.
     pub next: u16,
 }
 
@@ -37,6 +37,14 @@ impl Descriptor {
             flags: u16::from_le_bytes([f0, f1]),
             next: u16::from_le_bytes([n0, n1]),
         }
+    }
+
+    /// The same from a packed vring, where the id comes before the flags.
+    #[inline]
+    #[must_use]
+    pub(crate) fn from_packed(addr: u64, rest: u64) -> Self {
+        let split = Self::from_words(addr, rest);
+        Self { flags: split.next, next: split.flags, ..split }
     }
 }
 
@@ -97,22 +105,7 @@ impl RingMemory {
             ("avail", avail, 6 + 2 * entries, 2),
             ("used", used, 6 + 8 * entries, 4),
         ];
-        let mut found = [NonNull::dangling(); 3];
-        for (i, (name, addr, len, align)) in areas.iter().enumerate() {
-            let overlaps = |(_, other, other_len, _): &(&str, u64, u32, u64)| {
-                *addr < other + u64::from(*other_len) && *other < addr + u64::from(*len)
-            };
-            let slice = memory.exact(*addr, *len).filter(|_| addr % align == 0);
-            let slice = slice.ok_or(RingError::Area(name))?;
-            if areas.iter().take(i).any(overlaps) {
-                return Err(RingError::Area(name));
-            }
-            // Guest-physical alignment is host alignment: regions start on pages.
-            if let Some(slot) = found.get_mut(i) {
-                *slot = NonNull::new(slice.as_ptr()).ok_or(RingError::Area(name))?;
-            }
-        }
-        let [desc, avail, used] = found;
+        let [desc, avail, used] = self::areas(memory, areas)?;
         Ok(Self { desc, avail, used, size, log: None, _memory: Arc::clone(memory) })
     }
 
@@ -253,9 +246,32 @@ impl RingMemory {
     }
 }
 
-/// Only while the guest migrates.
+/// Where areas of a name, a guest-physical address, bytes and an alignment are, which must not overlap.
+pub(super) fn areas(
+    memory: &GuestMemory,
+    areas: [(&'static str, u64, u32, u64); 3],
+) -> Result<[NonNull<u8>; 3], RingError> {
+    let mut found = [NonNull::dangling(); 3];
+    for (i, (name, addr, len, align)) in areas.iter().enumerate() {
+        let overlaps = |(_, other, other_len, _): &(&str, u64, u32, u64)| {
+            *addr < other + u64::from(*other_len) && *other < addr + u64::from(*len)
+        };
+        let slice = memory.exact(*addr, *len).filter(|_| addr % align == 0);
+        let slice = slice.ok_or(RingError::Area(name))?;
+        if areas.iter().take(i).any(overlaps) {
+            return Err(RingError::Area(name));
+        }
+        // Guest-physical alignment is host alignment: regions start on pages.
+        if let Some(slot) = found.get_mut(i) {
+            *slot = NonNull::new(slice.as_ptr()).ok_or(RingError::Area(name))?;
+        }
+    }
+    Ok(found)
+}
+
+/// Only while the guest migrates: the bytes at `offset` of an area that counts as lying at `used`.
 #[cold]
-fn mark(log: &DirtyLog, used: u64, offset: usize, len: usize) {
+pub(super) fn mark(log: &DirtyLog, used: u64, offset: usize, len: usize) {
     let wide = |n| u64::try_from(n).unwrap_or(u64::MAX);
     log.mark(used.saturating_add(wide(offset)), wide(len));
 }

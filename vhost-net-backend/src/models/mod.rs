@@ -8,6 +8,7 @@
 //! | model | shared with production | modelled here |
 //! |---|---|---|
 //! | [`kicks`] | `vring::notify::{arm, disarm, show, passes}`, `guest_memory::order` | the guest's driver (virtio 1.3, section 2.7.13), the worker's loop of service, arm, sleep (`Worker::run`), eventfd and epoll |
+//! | [`packed_kicks`] | `vring::packed::notify`, `vring::packed::position`, `guest_memory::order` | the same for packed vrings |
 //! | [`commands`] | `worker::mailbox::{post, collect}` | the channel (crossbeam's), the eventfd, the worker's loop, the session that waits for its answer |
 //! | [`receivers`] | `vring::batches::Batches`, `vring::notify::show`, `guest_memory::order` | the lock of `PortShared`, the order of `Datapath::service_tx`, the rings' words |
 //! | [`withdrawal`] | `vring::batches::Batches`, `worker::mailbox::post` | the same lock, `PortDevice::disable_rx`, the worker's loop, the front end that takes the memory away |
@@ -16,6 +17,7 @@
 
 mod commands;
 mod kicks;
+mod packed_kicks;
 mod receivers;
 mod withdrawal;
 

@@ -138,7 +138,7 @@ pub(super) fn read(region: &MmapRegion, at: usize) -> Result<Option<RingRecord>,
         COUNTS => {}
         _ => return Err("a state that does not exist"),
     }
-    let size = u16::try_from(load(SIZE)).ok().filter(|size| size.is_power_of_two() && *size <= 32768);
+    let size = u16::try_from(load(SIZE)).ok().filter(|size| (1..=32768).contains(size));
     let size = size.ok_or("an impossible vring size")?;
     let count = usize::try_from(load(COUNT)).ok().filter(|count| *count <= MAX_REGIONS);
     let count = count.ok_or("too many memory regions")?;

@@ -36,6 +36,9 @@
 //! index by itself and agrees; Cloud Hypervisor sends the avail index that it finds in guest memory, which would skip
 //! all that was in flight.
 //!
+//! A packed vring has no used index. There the record is written for each frame that is shown, and the first descriptor
+//! of that frame says which half is true: see `vring::packed::take_over`. QEMU restores nothing of a packed vring.
+//!
 //! # The file, version 1
 //! All numbers are 64 bits in host byte order, unless said. The size is that of the NIC's vrings and never changes.
 //!
@@ -59,7 +62,7 @@
 //! | 24..32 | `sent`: bit i for frame i of that burst |
 //! | 32..40 | entries of the vring |
 //! | 40..48 | virtio features |
-//! | 48..56, 56..64, 64..72 | guest-physical addresses of descriptor table, avail ring and used ring |
+//! | 48..56, 56..64, 64..72 | guest-physical addresses of descriptor table, avail ring and used ring (the driver's and the device's areas of a packed vring) |
 //! | 72..80 | number of memory regions |
 //! | 80..128 | zero |
 //! | 128..1408 | the regions, 32 of 40 bytes: st_dev and st_ino of the file, offset in it, guest-physical address, size |

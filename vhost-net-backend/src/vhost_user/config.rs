@@ -35,11 +35,17 @@ pub(super) fn read(space: &[u8], offset: u32, size: u32) -> Option<&[u8]> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::features::Experimental;
     use super::*;
 
     #[test]
     fn fields_lie_where_the_specification_puts_them() {
-        let config = SessionConfig { mac: [0x52, 0x54, 0, 1, 2, 3], mtu: 9000, pairs: 2, uso: false };
+        let config = SessionConfig {
+            mac: [0x52, 0x54, 0, 1, 2, 3],
+            mtu: 9000,
+            pairs: 2,
+            experimental: Experimental::default(),
+        };
         let wanted = [0x52, 0x54, 0, 1, 2, 3, 1, 0, 2, 0, 0x28, 0x23, 255, 255, 255, 255, 255];
         assert_eq!(space(&config)[..17], wanted);
         assert_eq!(space(&config)[17..], [0; 7]);

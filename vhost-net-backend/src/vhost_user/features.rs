@@ -1,5 +1,6 @@
 //! What is offered, what was accepted, and why the rest was not.
 
+use serde::{Deserialize, Serialize};
 use vhost::vhost_user::VhostUserProtocolFeatures as Protocol;
 use virtio_bindings::virtio_config::{
     VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_IN_ORDER, VIRTIO_F_NOTIFY_ON_EMPTY, VIRTIO_F_RING_PACKED,
@@ -25,6 +26,7 @@ pub const PROTOCOL_FEATURES: u64 = 1 << 30;
 enum Offer {
     Yes,
     WithUso,
+    WithPacked,
     No(&'static str),
 }
 
@@ -59,7 +61,7 @@ const FEATURES: [(u32, &str, Offer); 29] = [
     (VIRTIO_RING_F_EVENT_IDX, "EVENT_IDX", Offer::Yes),
     (VIRTIO_F_VERSION_1, "VERSION_1", Offer::Yes),
     (VIRTIO_F_ACCESS_PLATFORM, "ACCESS_PLATFORM", Offer::No("there is no IOTLB")),
-    (VIRTIO_F_RING_PACKED, "RING_PACKED", Offer::No("only split rings are supported")),
+    (VIRTIO_F_RING_PACKED, "RING_PACKED", Offer::WithPacked),
     (VIRTIO_F_IN_ORDER, "IN_ORDER", Offer::No("chains may complete out of order")),
     (VIRTIO_NET_F_GUEST_USO4, "GUEST_USO4", Offer::WithUso),
     (VIRTIO_NET_F_GUEST_USO6, "GUEST_USO6", Offer::WithUso),
@@ -88,18 +90,39 @@ const PROTOCOL: [(Protocol, &str, Option<&str>); 12] = [
     (Protocol::DEVICE_STATE, "DEVICE_STATE", None),
 ];
 
+/// Functions that the operator turned on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Experimental {
+    /// UDP segmentation.
+    pub uso: bool,
+    /// Packed vrings. What is in flight in them is not kept in the front end's file (INFLIGHT_SHMFD), which has another
+    /// layout for them.
+    pub packed: bool,
+}
+
 /// Virtio feature bits that are offered.
 #[must_use]
-pub fn offered(uso: bool) -> u64 {
-    let yes = |offer| offer == Offer::Yes || (uso && offer == Offer::WithUso);
+pub fn offered(with: Experimental) -> u64 {
+    let yes = |offer| match offer {
+        Offer::Yes => true,
+        Offer::WithUso => with.uso,
+        Offer::WithPacked => with.packed,
+        Offer::No(_) => false,
+    };
     let bits = FEATURES.iter().filter(|(.., offer)| yes(*offer)).map(|(bit, ..)| 1 << bit);
     bits.fold(PROTOCOL_FEATURES, |all: u64, bit: u64| all | bit)
 }
 
 /// vhost-user protocol feature bits that are offered.
 #[must_use]
-pub fn offered_protocol() -> u64 {
-    PROTOCOL.iter().filter(|(_, _, why_not)| why_not.is_none()).fold(0, |all, (bit, ..)| all | bit.bits())
+pub fn offered_protocol(with: Experimental) -> u64 {
+    let offered = PROTOCOL.iter().filter(|(bit, _, why_not)| why_not.is_none() && !excluded(*bit, with));
+    offered.fold(0, |all, (bit, ..)| all | bit.bits())
+}
+
+fn excluded(protocol: Protocol, with: Experimental) -> bool {
+    with.packed && protocol == Protocol::INFLIGHT_SHMFD
 }
 
 /// Names of the accepted virtio features, separated by spaces.
@@ -118,17 +141,20 @@ pub fn protocol_names(features: u64) -> String {
 
 /// Every feature that is not in use, with the reason.
 #[must_use]
-pub fn reasons(features: u64, protocol_features: u64, uso: bool) -> String {
+pub fn reasons(features: u64, protocol_features: u64, with: Experimental) -> String {
     let why = |offer| match offer {
         Offer::No(why) => why,
-        Offer::WithUso if !uso => "needs experimental = [\"uso\"]",
-        Offer::Yes | Offer::WithUso => "the front end or the guest did not take it",
+        Offer::WithUso if !with.uso => "needs experimental = [\"uso\"]",
+        Offer::WithPacked if !with.packed => "needs experimental = [\"packed\"]",
+        Offer::Yes | Offer::WithUso | Offer::WithPacked => "the front end or the guest did not take it",
     };
     let missing = FEATURES.iter().filter(|(bit, ..)| features & (1 << bit) == 0);
     let virtio = missing.map(|(_, name, offer)| format!("{name}: {}", why(*offer)));
     let missing = PROTOCOL.iter().filter(|(bit, ..)| protocol_features & bit.bits() == 0);
-    let protocol = missing.map(|(_, name, why_not)| {
-        format!("protocol {name}: {}", why_not.unwrap_or("the front end did not take it"))
+    let protocol = missing.map(|(bit, name, why_not)| {
+        let excluded = excluded(*bit, with).then_some("not with experimental = [\"packed\"]");
+        let why = why_not.or(excluded).unwrap_or("the front end did not take it");
+        format!("protocol {name}: {why}")
     });
     virtio.chain(protocol).collect::<Vec<_>>().join("; ")
 }
@@ -141,19 +167,25 @@ mod tests {
     fn offers_exactly_this() {
         let base = [0, 1, 3, 5, 7, 8, 11, 12, 15, 16, 17, 21, 22, 26, 28, 29, 30, 32];
         let bits = |list: &[u32]| list.iter().fold(0_u64, |all, bit| all | 1 << bit);
-        assert_eq!(offered(false), bits(&base));
-        assert_eq!(offered(true), bits(&base) | bits(&[54, 55, 56]));
-        assert_eq!(offered_protocol(), bits(&[0, 1, 2, 3, 4, 9, 12, 13, 15, 16, 19]));
+        let protocol = bits(&[0, 1, 2, 3, 4, 9, 12, 13, 15, 16, 19]);
+        for (uso, packed, virtio, protocol) in [
+            (false, false, bits(&base), protocol),
+            (true, false, bits(&base) | bits(&[54, 55, 56]), protocol),
+            (false, true, bits(&base) | bits(&[34]), protocol & !bits(&[12])),
+        ] {
+            let with = Experimental { uso, packed };
+            assert_eq!((offered(with), offered_protocol(with)), (virtio, protocol), "{with:?}");
+        }
     }
 
     #[test]
     fn names_what_is_used_and_says_why_the_rest_is_not() {
         assert_eq!(names(1 | 1 << 15 | 1 << 32), "CSUM MRG_RXBUF VERSION_1");
         assert_eq!(protocol_names(1 << 3 | 1 << 15), "REPLY_ACK CONFIGURE_MEM_SLOTS");
-        let why = reasons(1 << 15, 1 << 3, false);
+        let why = reasons(1 << 15, 1 << 3, Experimental::default());
         for part in [
             "CSUM: the front end or the guest did not take it",
-            "RING_PACKED: only split rings are supported",
+            "RING_PACKED: needs experimental = [\"packed\"]",
             "HOST_USO: needs experimental = [\"uso\"]",
             "protocol LOG_SHMFD: the front end did not take it",
             "protocol MQ: the front end did not take it",

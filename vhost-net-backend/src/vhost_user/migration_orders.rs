@@ -7,7 +7,7 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost::vhost_user::message::FrontendReq as R;
 
 use super::features::{LOG_ALL, offered_protocol};
-use super::orders::{QEMU_FEATURES, negotiated, qemu_boot, ring};
+use super::orders::{PLAIN, QEMU_FEATURES, negotiated, qemu_boot, ring};
 use super::test_front_end::{FrontEnd, Hear, MEMORY, NACK, OK, REGIONS, Say, USER, event, u32s, u64s};
 
 const QUIET: Hear = Hear::Quiet;
@@ -143,7 +143,7 @@ fn refuses_logs_that_do_not_fit() {
 fn a_log_needs_its_protocol_feature() {
     let mut vmm = FrontEnd::new(1);
     vmm.converse(&[
-        (Say::U64(R::SET_PROTOCOL_FEATURES, offered_protocol() & !2), false, QUIET),
+        (Say::U64(R::SET_PROTOCOL_FEATURES, offered_protocol(PLAIN) & !2), false, QUIET),
         (Say::U64(R::SET_FEATURES, QEMU_FEATURES), true, OK),
         (Say::Table(&REGIONS), true, OK),
         (Say::Ring(R::SET_VRING_NUM, 0, 256), true, OK),

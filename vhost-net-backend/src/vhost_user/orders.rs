@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use vhost::vhost_user::message::FrontendReq as R;
 
-use super::features::{offered, offered_protocol};
+use super::features::{Experimental, offered, offered_protocol};
 use super::owners::MemoryOwners;
 use super::session::Session;
 use super::test_front_end::{FrontEnd, Hear, NACK, OK, REGIONS, Say, USER, event, u32s, u64s};
 
 const QUIET: Hear = Hear::Quiet;
+/// Nothing but what is always offered.
+pub(super) const PLAIN: Experimental = Experimental { uso: false, packed: false };
 /// What QEMU sets with mq=on: all that is offered but CTRL_VQ and MAC, which it does not look for.
 pub(super) const QEMU_FEATURES: u64 = 0x1_7060_998b;
 const REPLY_ACK: u64 = 1 << 3;
@@ -32,9 +34,9 @@ fn qemu_ring(index: u32) -> Vec<(Say, bool, Hear)> {
 
 /// What QEMU sends for each of its devices, one a queue pair, before the guest runs.
 fn qemu_realize(pair: u32) -> Vec<(Say, bool, Hear)> {
-    let protocol = offered_protocol();
+    let protocol = offered_protocol(PLAIN);
     let mut order = vec![
-        (Say::Plain(R::GET_FEATURES), false, Hear::U64(offered(false))),
+        (Say::Plain(R::GET_FEATURES), false, Hear::U64(offered(PLAIN))),
         (Say::Plain(R::GET_PROTOCOL_FEATURES), false, Hear::U64(protocol)),
         (Say::U64(R::SET_PROTOCOL_FEATURES, protocol), false, QUIET),
         (Say::Plain(R::GET_QUEUE_NUM), false, Hear::U64(4)),
@@ -44,7 +46,7 @@ fn qemu_realize(pair: u32) -> Vec<(Say, bool, Hear)> {
     if pair == 0 {
         order.push((Say::Plain(R::SET_OWNER), false, QUIET));
     }
-    order.push((Say::Plain(R::GET_FEATURES), false, Hear::U64(offered(false))));
+    order.push((Say::Plain(R::GET_FEATURES), false, Hear::U64(offered(PLAIN))));
     for index in [pair * 2, pair * 2 + 1].map(u64::from) {
         order.push((Say::Event(R::SET_VRING_CALL, index), false, QUIET));
         order.push((Say::Event(R::SET_VRING_ERR, index), false, QUIET));
@@ -90,7 +92,7 @@ fn qemu_boots_reboots_and_powers_off() {
     let wanted = |index| [format!("start {index} at 0 enabled"), format!("call {index}")];
     assert_eq!(qemu.told(), (0..4).flat_map(wanted).collect::<Vec<_>>());
     let status = &qemu.device.status;
-    assert_eq!((status.features, status.protocol_features), (QEMU_FEATURES, offered_protocol()));
+    assert_eq!((status.features, status.protocol_features), (QEMU_FEATURES, offered_protocol(PLAIN)));
     assert_eq!((status.mtu, status.regions, status.memory), (Some(9000), 2, 0xe_0000));
     let setup = &qemu.device.setups[&1];
     assert_eq!((setup.size, setup.features, setup.memory.len()), (256, QEMU_FEATURES, 2));
@@ -121,9 +123,9 @@ fn qemu_boots_reboots_and_powers_off() {
 #[test]
 fn qemu_without_memory_slots_sends_one_table() {
     let mut qemu = FrontEnd::new(1);
-    let protocol = offered_protocol() & !(1 << 15);
+    let protocol = offered_protocol(PLAIN) & !(1 << 15);
     qemu.converse(&[
-        (Say::Plain(R::GET_FEATURES), false, Hear::U64(offered(false))),
+        (Say::Plain(R::GET_FEATURES), false, Hear::U64(offered(PLAIN))),
         (Say::U64(R::SET_PROTOCOL_FEATURES, protocol), false, QUIET),
         (Say::Ring(R::SET_VRING_ENABLE, 0, 1), false, QUIET),
         (Say::Ring(R::SET_VRING_ENABLE, 1, 1), false, QUIET),
@@ -161,14 +163,14 @@ fn cloud_hypervisor_activates_resets_and_activates_again() {
     let protocol = 1 | REPLY_ACK | 1 << 9 | 1 << 15;
     vmm.converse(&[
         (Say::Plain(R::SET_OWNER), false, QUIET),
-        (Say::Plain(R::GET_FEATURES), false, Hear::U64(offered(false))),
-        (Say::Plain(R::GET_PROTOCOL_FEATURES), false, Hear::U64(offered_protocol())),
+        (Say::Plain(R::GET_FEATURES), false, Hear::U64(offered(PLAIN))),
+        (Say::Plain(R::GET_PROTOCOL_FEATURES), false, Hear::U64(offered_protocol(PLAIN))),
         (Say::U64(R::SET_PROTOCOL_FEATURES, protocol), false, QUIET),
         (Say::Plain(R::GET_QUEUE_NUM), true, Hear::U64(2)),
         (Say::Config(0, 12), true, Hear::Bytes(24)),
         (Say::Config(20, 5), true, Hear::Bytes(0)),
     ]);
-    vmm.converse(&cloud_hypervisor_activates(offered(false), 0));
+    vmm.converse(&cloud_hypervisor_activates(offered(PLAIN), 0));
     let started =
         |base| ["start 0 at", "start 1 at"].map(|start| format!("{start} {base} disabled")).to_vec();
     assert_eq!(vmm.told(), [started(0), vec!["enable 0".to_owned(), "enable 1".to_owned()]].concat());
@@ -179,7 +181,7 @@ fn cloud_hypervisor_activates_resets_and_activates_again() {
         (Say::Ring(R::SET_VRING_ENABLE, 1, 0), true, OK),
     ]);
     assert_eq!(vmm.told(), ["disable 0", "disable 1"]);
-    vmm.converse(&cloud_hypervisor_activates(offered(false) & !(1 << 15), 5));
+    vmm.converse(&cloud_hypervisor_activates(offered(PLAIN) & !(1 << 15), 5));
     assert_eq!(vmm.told()[..2], ["stop 0", "stop 1"]);
     assert_eq!(vmm.device.setups[&0].base, 5);
 
@@ -197,8 +199,8 @@ fn virtio_user_starts_stops_and_grows() {
     let mut dpdk = FrontEnd::new(1);
     dpdk.converse(&[
         (Say::Plain(R::SET_OWNER), false, QUIET),
-        (Say::Plain(R::GET_FEATURES), false, Hear::U64(offered(false))),
-        (Say::Plain(R::GET_PROTOCOL_FEATURES), false, Hear::U64(offered_protocol())),
+        (Say::Plain(R::GET_FEATURES), false, Hear::U64(offered(PLAIN))),
+        (Say::Plain(R::GET_PROTOCOL_FEATURES), false, Hear::U64(offered_protocol(PLAIN))),
         (Say::U64(R::SET_PROTOCOL_FEATURES, 1 | REPLY_ACK), false, QUIET),
         (Say::Plain(R::GET_QUEUE_NUM), false, Hear::U64(2)),
         // It sets up the queues before the features, and both again when the port starts.
@@ -239,7 +241,7 @@ fn without_protocol_features_rings_start_enabled() {
     let mut old = FrontEnd::new(1);
     old.converse(&[
         (Say::Plain(R::SET_OWNER), false, QUIET),
-        (Say::Plain(R::GET_FEATURES), false, Hear::U64(offered(false))),
+        (Say::Plain(R::GET_FEATURES), false, Hear::U64(offered(PLAIN))),
         (Say::U64(R::SET_FEATURES, 0), false, QUIET),
         (Say::Table(&REGIONS), false, QUIET),
         (Say::Ring(R::SET_VRING_NUM, 1, 2), false, QUIET),
@@ -325,8 +327,8 @@ fn a_running_ring_refuses_to_change() {
 pub(super) fn negotiated() -> FrontEnd {
     let mut vmm = FrontEnd::new(1);
     vmm.converse(&[
-        (Say::U64(R::SET_PROTOCOL_FEATURES, offered_protocol()), false, QUIET),
-        (Say::U64(R::SET_FEATURES, offered(false)), true, OK),
+        (Say::U64(R::SET_PROTOCOL_FEATURES, offered_protocol(PLAIN)), false, QUIET),
+        (Say::U64(R::SET_FEATURES, offered(PLAIN)), true, OK),
         (Say::Table(&REGIONS), true, OK),
     ]);
     vmm
@@ -413,7 +415,7 @@ fn counts_descriptors_and_closes_all() {
     let table = [u32s(&[1, 0]), u64s(&[0, 0x1000, USER, 0])].concat();
     let cases: [(R, Vec<u8>, usize); 8] = [
         (R::GET_FEATURES, vec![], 32),
-        (R::SET_FEATURES, u64s(&[offered(false)]), 1),
+        (R::SET_FEATURES, u64s(&[offered(PLAIN)]), 1),
         (R::SET_VRING_KICK, u64s(&[0]), 0),
         (R::SET_VRING_CALL, u64s(&[0]), 2),
         (R::SET_VRING_CALL, u64s(&[0x100]), 1),
@@ -467,7 +469,7 @@ fn a_memory_file_has_one_tenant() {
     let front_end = |tenant: &str| {
         let mut vmm = FrontEnd::new(1);
         vmm.session = Session::among(vmm.session.config, Arc::clone(&owners), tenant.into());
-        vmm.converse(&[(Say::U64(R::SET_PROTOCOL_FEATURES, offered_protocol()), false, QUIET)]);
+        vmm.converse(&[(Say::U64(R::SET_PROTOCOL_FEATURES, offered_protocol(PLAIN)), false, QUIET)]);
         vmm
     };
     let [mut nic0, mut nic1, mut stranger] = ["acme", "acme", "globex"].map(front_end);
@@ -526,4 +528,32 @@ mod hostile {
             prop_assert!(device.setups.is_empty());
         }
     }
+}
+
+#[test]
+fn packed_vrings_have_bases_areas_and_sizes_of_their_own() {
+    let with = Experimental { packed: true, ..PLAIN };
+    let mut qemu = FrontEnd::with(1, with);
+    qemu.converse(&[
+        (Say::Plain(R::GET_FEATURES), false, Hear::U64(offered(PLAIN) | 1 << 34)),
+        (Say::U64(R::SET_PROTOCOL_FEATURES, offered_protocol(PLAIN)), false, Hear::Close),
+        (Say::U64(R::SET_PROTOCOL_FEATURES, offered_protocol(with)), false, QUIET),
+        (Say::U64(R::SET_FEATURES, offered(with)), true, OK),
+        (Say::Table(&REGIONS), true, OK),
+        (Say::Ring(R::SET_VRING_NUM, 0, 0), true, NACK),
+        (Say::Ring(R::SET_VRING_NUM, 0, 255), true, OK),
+        (Say::Ring(R::SET_VRING_BASE, 0, 0x8005_8007), true, OK),
+        (Say::Addr(0, ring(0)), true, OK),
+        (Say::Event(R::SET_VRING_KICK, 0), true, OK),
+    ]);
+    let setup = &qemu.device.setups[&0];
+    assert_eq!((setup.size, setup.base, setup.features), (255, 0x8005_8007, offered(with)));
+    qemu.device.bases = [(0, 0x0001_0001)].into();
+    qemu.converse(&[(Say::Ring(R::GET_VRING_BASE, 0, 0), false, Hear::Ring(0, 0x0001_0001))]);
+    // A split vring has neither.
+    let mut split = negotiated();
+    split.converse(&[
+        (Say::Ring(R::SET_VRING_NUM, 0, 255), true, NACK),
+        (Say::Ring(R::SET_VRING_BASE, 0, 0x8005_8007), true, NACK),
+    ]);
 }

@@ -16,6 +16,7 @@ use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures a
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::features::Experimental;
 use super::test_front_end::{FrontEnd, MEMORY, Recorder, USER};
 use super::{
     Attach, End, Hangup, LinkOrders, Links, ListenPort, Listeners, Ports, Role, SessionConfig, SessionError,
@@ -69,7 +70,7 @@ impl Device for Telling {
         self.1.start(index, setup, enabled)
     }
 
-    fn stop(&mut self, index: usize) -> Option<u16> {
+    fn stop(&mut self, index: usize) -> Option<u32> {
         let _ = self.0.send(format!("stop {index}"));
         self.1.stop(index).map(|base| base + 7)
     }
@@ -139,7 +140,12 @@ impl Bench {
     }
 
     fn port(&self) -> ListenPort {
-        let config = SessionConfig { mac: [2, 0, 0, 0, 0, 1], mtu: 1500, pairs: 1, uso: false };
+        let config = SessionConfig {
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+            pairs: 1,
+            experimental: Experimental::default(),
+        };
         let (name, path) = ("acme/web1.0".to_owned(), self.path.clone());
         let down_mark = self.dir.path().join("web1.0.down");
         ListenPort { id: PortId(3), name, path, role: self.role, config, down_mark }

@@ -5,6 +5,7 @@
 
 use std::os::fd::OwnedFd;
 
+use virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use super::error::SessionError;
@@ -18,12 +19,15 @@ use crate::vring::RingSetup;
 /// Largest vring, entries (virtio 1.2, section 2.7).
 pub(super) const MAX_SIZE: u32 = 32768;
 
+/// Bytes of an event suppression structure (virtio 1.3, section 2.8.10).
+const EVENT: u64 = 4;
+
 /// What the front end said about one vring.
 #[derive(Debug, Default)]
 pub(super) struct Ring {
     pub(super) size: Option<u16>,
     pub(super) addresses: Option<RingAddresses>,
-    pub(super) base: u16,
+    pub(super) base: u32,
     /// There while the ring is started.
     pub(super) kick: Option<OwnedFd>,
     pub(super) call: Option<OwnedFd>,
@@ -48,7 +52,9 @@ impl Session {
     ) -> Result<(), SessionError> {
         let index = self.ring_index(index)?;
         let out_of_range = SessionError::Range("vring size", u64::from(num));
-        let size = u16::try_from(num).ok().filter(|size| size.is_power_of_two() && num <= MAX_SIZE);
+        let packed = self.is_packed();
+        let fits = |size: &u16| num <= MAX_SIZE && if packed { num > 0 } else { size.is_power_of_two() };
+        let size = u16::try_from(num).ok().filter(fits);
         let size = size.ok_or(out_of_range)?;
         self.stop_for_setup(index, "the size", device)?;
         self.ring(index)?.size = Some(size);
@@ -62,7 +68,9 @@ impl Session {
         device: &mut dyn Device,
     ) -> Result<(), SessionError> {
         let index = self.ring_index(index)?;
-        let base = u16::try_from(base).map_err(|_| SessionError::Range("vring base", u64::from(base)))?;
+        if !self.is_packed() && base > u32::from(u16::MAX) {
+            return Err(SessionError::Range("vring base", u64::from(base)));
+        }
         self.stop_for_setup(index, "the base", device)?;
         self.ring(index)?.base = base;
         Ok(())
@@ -176,7 +184,7 @@ impl Session {
         ring.call = None;
         ring.err = None;
         let number = u32::try_from(index).unwrap_or_default();
-        let state = [number, u32::from(ring.base)];
+        let state = [number, ring.base];
         Ok(Answer::Payload(state.into_iter().flat_map(u32::to_ne_bytes).collect()))
     }
 
@@ -255,12 +263,15 @@ impl Session {
 
     /// Guest-physical addresses of the descriptor table, the avail ring and the used ring.
     ///
-    /// Sizes and alignments: virtio 1.2, section 2.7; both rings end with an event index if that was negotiated.
+    /// Sizes and alignments: virtio 1.3, section 2.7, where both rings end with an event index if that was negotiated;
+    /// section 2.8 for packed vrings, which have the driver's and the device's event suppression in place of the rings.
     fn areas(&self, addresses: RingAddresses, size: u16) -> Result<[u64; 3], SessionError> {
         let entries = u64::from(size);
+        let (avail_len, avail_align) =
+            if self.is_packed() { (EVENT, 4) } else { (self.header() + 2 * entries, 2) };
         let areas = [
             ("descriptor table", addresses.desc, 16 * entries, 16),
-            ("avail ring", addresses.avail, self.header() + 2 * entries, 2),
+            ("avail ring", addresses.avail, avail_len, avail_align),
             ("used ring", addresses.used, self.used_len(size), 4),
         ];
         let mut found = [(0, 0); 3];
@@ -284,7 +295,14 @@ impl Session {
     }
 
     fn used_len(&self, size: u16) -> u64 {
+        if self.is_packed() {
+            return EVENT;
+        }
         self.header() + 8 * u64::from(size)
+    }
+
+    fn is_packed(&self) -> bool {
+        self.features.unwrap_or_default() & 1 << VIRTIO_F_RING_PACKED != 0
     }
 
     fn is_enabled(&self, index: usize) -> bool {

@@ -45,7 +45,7 @@ struct SavedRegion {
 struct SavedRing {
     size: Option<u16>,
     addresses: Option<RingAddresses>,
-    base: u16,
+    base: u32,
     kick: Option<FdRef>,
     call: Option<FdRef>,
     err: Option<FdRef>,
@@ -228,7 +228,7 @@ fn restore_ring(
     if let Some(size) = size {
         session.set_vring_num(number, u32::from(size), device)?;
     }
-    session.set_vring_base(number, u32::from(base), device)?;
+    session.set_vring_base(number, base, device)?;
     if let Some(addresses) = addresses {
         let set = session.set_vring_addr(number, addresses, device);
         // A stopped vring keeps addresses of memory that is gone; it gets others before it is started.

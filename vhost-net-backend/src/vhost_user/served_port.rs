@@ -388,7 +388,7 @@ impl Observer for Log<'_> {
             uid = self.peer.uid,
             features = %features::names(virtio),
             protocol_features = %features::protocol_names(protocol),
-            not_in_use = %features::reasons(virtio, protocol, self.port.config.uso),
+            not_in_use = %features::reasons(virtio, protocol, self.port.config.experimental),
             memory = negotiated.memory,
             "front end attached",
         );

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::config;
 use super::device_state::Transfer;
 use super::error::SessionError;
-use super::features::{self, LOG_ALL, PROTOCOL_FEATURES};
+use super::features::{self, Experimental, LOG_ALL, PROTOCOL_FEATURES};
 use super::log::LogBase;
 use super::message::{Header, Message, Region, Request};
 use super::owners::{Claim, MemoryOwners};
@@ -30,8 +30,8 @@ pub struct SessionConfig {
     pub mtu: u16,
     /// Queue pairs; each is a receive and a transmit vring.
     pub pairs: u16,
-    /// Whether UDP segmentation is offered.
-    pub uso: bool,
+    /// What is offered beside the rest.
+    pub experimental: Experimental,
 }
 
 /// What becomes of a message.
@@ -182,8 +182,10 @@ impl Session {
             return Err(SessionError::Fds(fds.len()));
         }
         match request {
-            Request::GetFeatures => return Ok(number(features::offered(self.config.uso))),
-            Request::GetProtocolFeatures => return Ok(number(features::offered_protocol())),
+            Request::GetFeatures => return Ok(number(features::offered(self.config.experimental))),
+            Request::GetProtocolFeatures => {
+                return Ok(number(features::offered_protocol(self.config.experimental)));
+            }
             // Front ends of virtio crates and Cloud Hypervisor compare with vrings, QEMU with pairs: vrings suit both.
             Request::GetQueueNum => return Ok(number(u64::from(self.config.pairs) * 2)),
             Request::GetMaxMemSlots => return Ok(number(u64::try_from(MAX_REGIONS).unwrap_or_default())),
@@ -250,7 +252,7 @@ impl Session {
     /// QEMU sends this once per queue pair, the same each time: rings of earlier pairs run by then. A migration that
     /// begins or ends changes LOG_ALL while they run, and nothing else may.
     pub(super) fn set_features(&mut self, bits: u64, device: &mut dyn Device) -> Result<(), SessionError> {
-        let unknown = bits & !features::offered(self.config.uso);
+        let unknown = bits & !features::offered(self.config.experimental);
         if unknown != 0 {
             return Err(SessionError::Features(unknown));
         }
@@ -270,7 +272,7 @@ impl Session {
     }
 
     pub(super) fn set_protocol_features(&mut self, bits: u64) -> Result<(), SessionError> {
-        let unknown = bits & !features::offered_protocol();
+        let unknown = bits & !features::offered_protocol(self.config.experimental);
         if unknown != 0 {
             return Err(SessionError::ProtocolFeatures(unknown));
         }

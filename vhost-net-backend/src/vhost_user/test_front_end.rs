@@ -7,6 +7,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost::vhost_user::message::FrontendReq;
 
+use super::features::Experimental;
 use super::message::{HEADER_LEN, Header, Message};
 use super::session::{Outcome, Session, SessionConfig};
 use crate::port::{Device, Negotiated};
@@ -70,7 +71,7 @@ pub(super) struct Recorder {
     pub(super) log: Vec<String>,
     pub(super) setups: HashMap<usize, RingSetup>,
     /// Where a vring will be when it is stopped.
-    pub(super) bases: HashMap<usize, u16>,
+    pub(super) bases: HashMap<usize, u32>,
     pub(super) status: Negotiated,
     /// Vrings whose record counts no more, since the last look.
     pub(super) released: Vec<usize>,
@@ -84,7 +85,7 @@ impl Device for Recorder {
         Ok(())
     }
 
-    fn stop(&mut self, index: usize) -> Option<u16> {
+    fn stop(&mut self, index: usize) -> Option<u32> {
         self.log.push(format!("stop {index}"));
         let setup = self.setups.remove(&index)?;
         Some(self.bases.remove(&index).unwrap_or(setup.base))
@@ -134,7 +135,11 @@ pub(super) struct FrontEnd {
 
 impl FrontEnd {
     pub(super) fn new(pairs: u16) -> Self {
-        let config = SessionConfig { mac: [2, 0, 0, 0, 0, 1], mtu: 9000, pairs, uso: false };
+        Self::with(pairs, Experimental::default())
+    }
+
+    pub(super) fn with(pairs: u16, experimental: Experimental) -> Self {
+        let config = SessionConfig { mac: [2, 0, 0, 0, 0, 1], mtu: 9000, pairs, experimental };
         let memory = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&memory, MEMORY).unwrap();
         Self { session: Session::new(config), device: Recorder::default(), handed: None, memory }

@@ -5,13 +5,13 @@ use arrayvec::ArrayVec;
 use super::{BURST, SEGMENTS};
 use crate::guest_memory::{Descriptor, GuestMemory, GuestSlice, RingMemory};
 
-const NEXT: u16 = 1;
+pub(super) const NEXT: u16 = 1;
 pub(super) const WRITE: u16 = 2;
-const INDIRECT: u16 = 4;
+pub(super) const INDIRECT: u16 = 4;
 /// Most descriptors of a chain, so that one without bytes is no endless work.
-const LONGEST: u16 = 1024;
+pub(super) const LONGEST: u16 = 1024;
 /// Bytes of a descriptor in an indirect table.
-const DESCRIPTOR: u32 = 16;
+pub(super) const DESCRIPTOR: u32 = 16;
 
 /// Which way the device uses a chain's buffers; the other kind in it makes the chain malformed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,7 +183,7 @@ fn walk_table<'m, const N: usize>(
 }
 
 #[inline(always)]
-fn append<'m, const N: usize>(
+pub(super) fn append<'m, const N: usize>(
     from: &mut Buffers<'m, '_>,
     descriptor: Descriptor,
     access: Access,

@@ -226,7 +226,7 @@ impl Machine {
 
     /// Chains that were not shown are offered again, in front of the others.
     fn restart(&mut self) -> Result<(), TestCaseError> {
-        let base = self.rx.take().unwrap().stop();
+        let base = u16::try_from(self.rx.take().unwrap().stop()).unwrap();
         prop_assert_eq!(base, self.shown_idx);
         for entry in self.written.drain(..).rev() {
             self.offered.push_front(entry.offer);

@@ -2,7 +2,7 @@
 //!
 //! # Theory of operation
 //! [`SplitRing`] is one split virtqueue: it pops heads from the avail ring, puts used entries, shows them all at once
-//! and signals the guest only if it wants that (virtio 1.3, sections 2.7.7 and 2.7.13). [`TxRing`] pops a [`Burst`] of
+//! and signals the guest only if it wants that (virtio 1.3, sections 2.7.7 and 2.7.13). [`PackedRing`] is a packed one. [`TxRing`] pops a [`Burst`] of
 //! transmit chains, which whoever popped it also completes. [`RxRing`] takes whole frames: a frame that does not
 //! fit what the guest offered leaves no trace.
 //!
@@ -11,11 +11,14 @@
 
 pub(crate) mod batches;
 mod chain;
+mod kind;
+mod lines;
 #[cfg(test)]
 mod log_tests;
 #[cfg(test)]
 mod machine;
 pub(crate) mod notify;
+pub(crate) mod packed;
 mod rx;
 mod split;
 #[cfg(test)]
@@ -29,6 +32,8 @@ use crate::guest_memory::{DirtyLog, GuestMemory, InflightRing};
 use crate::ring_state::{RingPlace, RingState};
 
 pub use chain::{Burst, Frame};
+pub use kind::Ring;
+pub use packed::PackedRing;
 pub use rx::RxRing;
 pub use split::SplitRing;
 pub use tx::TxRing;
@@ -41,16 +46,17 @@ pub const SEGMENTS: usize = 1024;
 /// Everything needed to run one vring, collected by the session (SET_VRING_NUM, ADDR, BASE, KICK, CALL).
 #[derive(Debug)]
 pub struct RingSetup {
-    /// Entries: a power of two, 1..=32768.
+    /// Entries, 1..=32768; of a split vring a power of two.
     pub size: u16,
     /// Guest-physical address of the descriptor table.
     pub desc: u64,
-    /// Guest-physical address of the avail ring.
+    /// Guest-physical address of the avail ring, or of the driver's area of a packed vring.
     pub avail: u64,
-    /// Guest-physical address of the used ring.
+    /// Guest-physical address of the used ring, or of the device's area of a packed vring.
     pub used: u64,
-    /// Next avail index to pop.
-    pub base: u16,
+    /// Where to go on, as SET_VRING_BASE says it: the next avail index to pop; of a packed vring the avail position in the
+    /// lower half and the used position in the upper one, each with its wrap counter in bit 15.
+    pub base: u32,
     /// The guest's memory; both rings and buffers lie in it.
     pub memory: Arc<GuestMemory>,
     /// Negotiated virtio features (EVENT_IDX, MRG_RXBUF, VERSION_1 and the offloads).
@@ -103,9 +109,12 @@ pub enum RingError {
     /// An area is outside guest memory, misaligned, or overlaps another one.
     #[error("the {0} area of the vring is outside guest memory, misaligned or overlaps another area")]
     Area(&'static str),
-    /// Size is zero, above the limit or not a power of two.
-    #[error("vring size {0} is not a power of two from 1 to 32768")]
+    /// Size is zero, above the limit or, of a split vring, not a power of two.
+    #[error("a vring cannot have {0} entries")]
     Size(u16),
+    /// The front end's base is not in the vring.
+    #[error("a packed vring cannot go on at {0:#010x}")]
+    Base(u32),
     /// The kernel does not let us wait for its kick.
     #[error("the kick cannot be waited for: {0}")]
     Kick(#[source] std::io::Error),
@@ -132,6 +141,12 @@ pub enum PortFault {
     HeadTwice {
         /// Its head.
         head: u16,
+    },
+    /// A chain of a packed vring is longer than what may be offered: nobody knows where the next one begins.
+    #[error("the chain in slot {slot} does not end")]
+    EndlessChain {
+        /// Where it begins.
+        slot: u16,
     },
     /// More malformed chains within a second than any mistake explains.
     #[error("too many malformed descriptor chains")]

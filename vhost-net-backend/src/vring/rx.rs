@@ -8,7 +8,7 @@ use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 
 use super::batches::Batches;
 use super::chain::{Access, Buffers, ChainError, WRITE, walk};
-use super::{PortFault, RingError, RingLog, RingSetup, SEGMENTS, SplitRing};
+use super::{PortFault, Ring, RingError, RingLog, RingSetup, SEGMENTS, SplitRing};
 use crate::guest_memory::{DirtyLog, GuestMemory, GuestSlice};
 
 /// Bytes at the start of a receive buffer that are fetched ahead: a small frame, or where a copy begins.
@@ -19,7 +19,7 @@ const AHEAD: u16 = 64;
 /// A running receive vring.
 #[derive(Debug)]
 pub struct RxRing {
-    ring: SplitRing,
+    ring: Ring,
     memory: Arc<GuestMemory>,
     header_len: u32,
     mergeable: bool,
@@ -38,9 +38,11 @@ pub struct RxRing {
 }
 
 /// A chain that a frame goes into.
-struct Taken {
-    head: u16,
-    capacity: u32,
+pub(super) struct Taken {
+    /// What goes back into the used ring.
+    pub(super) head: u16,
+    /// Bytes.
+    pub(super) capacity: u32,
 }
 
 impl RxRing {
@@ -50,7 +52,7 @@ impl RxRing {
     /// See [`RingError`].
     pub fn new(setup: &mut RingSetup, enabled: bool) -> Result<Self, RingError> {
         // Nothing leaves by an uplink from here.
-        let (mut ring, _) = SplitRing::new(setup)?;
+        let (mut ring, _) = Ring::new(setup)?;
         // New buffers need no kick: they are looked at when there is a frame for them.
         ring.disarm();
         Ok(Self {
@@ -70,7 +72,7 @@ impl RxRing {
 
     /// The ring itself, for its state.
     #[must_use]
-    pub fn ring(&mut self) -> &mut SplitRing {
+    pub fn ring(&mut self) -> &mut Ring {
         &mut self.ring
     }
 
@@ -89,7 +91,7 @@ impl RxRing {
     /// Fetches what the next burst will be written to, long before it comes: one after the other, each frame would wait
     /// for the guest's core to let go of its buffer.
     fn prepare(&mut self) {
-        let Self { ring, memory, near, prepared, .. } = self;
+        let Self { ring: Ring::Split(ring), memory, near, prepared, .. } = self else { return };
         ring.prefetch_used();
         // An impossible index is for `put` to find.
         let ahead = ring.available(AHEAD).unwrap_or(0).min(AHEAD);
@@ -121,7 +123,7 @@ impl RxRing {
         if !self.batches.has_place(worker) {
             return Err(DropReason::RxRingFull);
         }
-        let Self { ring, memory, near, batches, log: None, .. } = self else {
+        let Self { ring: Ring::Split(ring), memory, near, batches, log: None, .. } = self else {
             return self.put_scattered(worker, vnet, head, tail, need);
         };
         let Some((chain, buffer)) = whole_buffer(ring, memory, near, need) else {
@@ -155,26 +157,26 @@ impl RxRing {
         let Self { ring, memory, near, batches, log, .. } = self;
         let mut segments: ArrayVec<GuestSlice<'_>, SEGMENTS> = ArrayVec::new();
         let mut taken: ArrayVec<Taken, SEGMENTS> = ArrayVec::new();
-        let before = ring.next_avail;
-        let available = match ring.available(ring.size()) {
-            Ok(available) => available,
+        let from = Buffers { memory, near };
+        let outcome = match ring {
+            Ring::Split(ring) => take(ring, from, self.mergeable, need, &mut segments, &mut taken),
+            Ring::Packed(ring) => ring.take(from, self.mergeable, need, &mut segments, &mut taken),
+        };
+        match outcome {
+            Ok(Ok(())) => {}
+            Ok(Err(reason)) => {
+                if reason == DropReason::RxBadBuffer {
+                    // It was put back.
+                    batches.note(worker, ring.written());
+                }
+                return Err(reason);
+            }
             Err(fault) => {
                 // No buffer of this ring can be believed any more.
                 self.enabled = false;
                 self.fault = Some(fault);
                 return Err(DropReason::RxBadBuffer);
             }
-        };
-        let from = Buffers { memory, near };
-        if let Err(reason) = take(ring, available, from, self.mergeable, need, &mut segments, &mut taken) {
-            // What was taken stays the guest's offer. But behind a malformed chain no frame would ever fit that needs the
-            // buffers before it as well: all of them go back, empty.
-            ring.next_avail = before;
-            if reason == DropReason::RxBadBuffer {
-                (0..=taken.len()).for_each(|_| ring.give_back());
-                batches.note(worker, ring.written());
-            }
-            return Err(reason);
         }
         let buffers = u16::try_from(taken.len()).unwrap_or(u16::MAX);
         let bytes = VnetHeader { num_buffers: buffers, ..vnet }.to_bytes();
@@ -188,11 +190,17 @@ impl RxRing {
             mark(log, memory, &segments, need);
         }
         let mut left = need;
-        for chain in &taken {
+        let lens = taken.iter().map(|chain| {
             let len = chain.capacity.min(left);
             left -= len;
-            ring.note_popped(chain.head);
-            ring.put_used(chain.head, len);
+            len
+        });
+        match ring {
+            Ring::Split(ring) => taken.iter().zip(lens).for_each(|(chain, len)| {
+                ring.note_popped(chain.head);
+                ring.put_used(chain.head, len);
+            }),
+            Ring::Packed(ring) => lens.enumerate().for_each(|(i, len)| ring.put_used(len, i > 0)),
         }
         batches.note(worker, ring.written());
         Ok(())
@@ -220,7 +228,7 @@ impl RxRing {
     }
 
     /// Stops, and says where to go on. What no worker has finished yet is not shown: its chains are offered again.
-    pub fn stop(self) -> u16 {
+    pub fn stop(self) -> u32 {
         self.ring.shown_base()
     }
 }
@@ -256,8 +264,28 @@ fn whole_buffer<'m>(
     (buffer.len() == descriptor.len).then_some((head, buffer))
 }
 
-/// Takes chains until they hold `need` bytes.
+/// Takes chains of a split vring until they hold `need` bytes. If it cannot, what was taken stays the guest's offer. But
+/// behind a malformed chain no frame would ever fit that needs the buffers before it as well: all of them go back, empty.
 fn take<'m>(
+    ring: &mut SplitRing,
+    from: Buffers<'m, '_>,
+    mergeable: bool,
+    need: u32,
+    segments: &mut ArrayVec<GuestSlice<'m>, SEGMENTS>,
+    taken: &mut ArrayVec<Taken, SEGMENTS>,
+) -> Result<Result<(), DropReason>, PortFault> {
+    let (before, available) = (ring.next_avail, ring.available(ring.size())?);
+    let outcome = take_some(ring, available, from, mergeable, need, segments, taken);
+    if let Err(reason) = outcome {
+        ring.next_avail = before;
+        if reason == DropReason::RxBadBuffer {
+            (0..=taken.len()).for_each(|_| ring.give_back());
+        }
+    }
+    Ok(outcome)
+}
+
+fn take_some<'m>(
     ring: &mut SplitRing,
     mut available: u16,
     mut from: Buffers<'m, '_>,

@@ -1,13 +1,11 @@
 //! One split virtqueue: indices, publishing, notifications. Transmit and receive share it.
 
-use std::os::fd::{AsFd, OwnedFd};
-
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
+use super::lines::Lines;
 use super::{PortFault, RingError, RingLog, RingSetup, notify};
 use crate::guest_memory::{InflightRing, RingMemory};
 use crate::ring_state::{Indices, Resume, RingState};
-use crate::sys;
 
 /// An index of a ring, which wraps at 2^16, in 32 bits: the compiler reads two neighbours of 16 at once, and that read
 /// would wait until the half that was just written is out of the store queue, behind all that goes to guests.
@@ -55,9 +53,7 @@ pub struct SplitRing {
     /// Where the front end keeps what is in flight.
     inflight: Option<InflightRing>,
     event_idx: bool,
-    kick: Option<OwnedFd>,
-    call: Option<OwnedFd>,
-    err: Option<OwnedFd>,
+    pub(super) lines: Lines,
 }
 
 impl SplitRing {
@@ -67,13 +63,14 @@ impl SplitRing {
     /// # Errors
     /// See [`RingError`].
     pub fn new(setup: &mut RingSetup) -> Result<(Self, u64), RingError> {
+        let base = u16::try_from(setup.base).map_err(|_| RingError::Base(setup.base))?;
         let mut memory = RingMemory::new(&setup.memory, setup.size, setup.desc, setup.avail, setup.used)?;
         memory.set_log(setup.log.used.clone());
         let next_used = memory.used_idx();
         let mut inflight = setup.inflight.take();
         let popped = inflight.as_mut().map(|inflight| inflight.recover(next_used));
         // What the front end kept says more than its base: with it the avail index counts from the used index.
-        let base = popped.as_ref().map_or(setup.base, |_| next_used);
+        let base = popped.as_ref().map_or(base, |_| next_used);
         let resume = match &setup.state {
             Some(state) => state.take_over(&setup.place(), base, next_used),
             None => Resume { avail: base, ..Resume::default() },
@@ -88,15 +85,13 @@ impl SplitRing {
             state: setup.state.take(),
             inflight,
             event_idx: setup.has(VIRTIO_RING_F_EVENT_IDX),
-            kick: setup.kick.take(),
-            call: setup.call.take(),
-            err: setup.err.take(),
+            lines: Lines::take(setup),
         };
         if !resume.recorded {
             ring.give_back_strangers(&popped.unwrap_or_default());
         }
         // Whoever had the ring before may have died between showing used entries and signalling them.
-        ring.ring_call();
+        ring.lines.ring_call();
         Ok((ring, resume.sent))
     }
 
@@ -130,9 +125,8 @@ impl SplitRing {
         self.memory.size()
     }
 
-    /// What GET_VRING_BASE answers.
-    #[must_use]
-    pub fn base(&self) -> u16 {
+    /// Next avail index to pop.
+    pub(super) fn base(&self) -> u16 {
         self.next_avail.get()
     }
 
@@ -141,30 +135,9 @@ impl SplitRing {
         self.published.ahead(self.lag)
     }
 
-    /// The guest's kick, to wait on (edge-triggered). Never to be read: the VMM can make it block, as O_NONBLOCK belongs
-    /// to the file description that we share, and a semaphore would stay readable for ever.
-    #[must_use]
-    pub fn kick(&self) -> Option<&OwnedFd> {
-        self.kick.as_ref()
-    }
-
-    /// Replaces the call eventfd.
-    pub fn set_call(&mut self, call: Option<OwnedFd>) {
-        self.call = call;
-        // A signal may have been due while there was nobody to signal.
-        self.ring_call();
-    }
-
     /// Marks what is written to the used ring as `log` says from now on.
     pub fn set_log(&mut self, log: &RingLog) {
         self.memory.set_log(log.used.clone());
-    }
-
-    /// Tells the front end that the vring stopped by itself (vhost-user, "VHOST_USER_SET_VRING_ERR").
-    pub fn signal_error(&self) {
-        if let Some(err) = &self.err {
-            sys::signal(err.as_fd());
-        }
     }
 
     /// How many chains the guest offers; `wanted` or more may be more yet. Its index is read again only when fewer were
@@ -242,7 +215,7 @@ impl SplitRing {
             inflight.returned(index.wrapping_sub(old), index);
         }
         if signal {
-            self.ring_call();
+            self.lines.ring_call();
         }
     }
 
@@ -260,11 +233,5 @@ impl SplitRing {
     #[inline]
     pub(super) fn state(&self) -> Option<&RingState> {
         self.state.as_ref()
-    }
-
-    fn ring_call(&self) {
-        if let Some(call) = &self.call {
-            sys::signal(call.as_fd());
-        }
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use router::OffloadCaps;
 
 use super::chain::{Access, Buffers, ChainError, walk};
-use super::{BURST, Burst, Frame, PortFault, RingError, RingSetup, SplitRing};
+use super::{BURST, Burst, Frame, PortFault, Ring, RingError, RingSetup, SplitRing};
 use crate::guest_memory::GuestMemory;
 
 /// Bytes to report in the used ring for a transmit chain.
@@ -14,7 +14,7 @@ use crate::guest_memory::GuestMemory;
 /// Always zero: the device writes nothing into a transmit buffer (virtio 1.3, section 5.1.6.2).
 const TX_USED_LEN: u32 = 0;
 /// Bytes at the start of a chain that are looked at for nearly every frame: vnet header, Ethernet, IP, ports.
-const HEADERS: u32 = 96;
+pub(super) const HEADERS: u32 = 96;
 /// Malformed chains within a second after which the vring stops: no driver has so many by mistake.
 const MAX_MALFORMED: usize = 10_000;
 
@@ -27,7 +27,7 @@ const LONG: Duration = Duration::from_micros(250);
 /// A running transmit vring. Its memory is kept beside it, by whoever pops: a [`Burst`] borrows from that.
 #[derive(Debug)]
 pub struct TxRing {
-    ring: SplitRing,
+    ring: Ring,
     header_len: u32,
     /// Malformed chains, and the second that they came in.
     malformed: usize,
@@ -53,7 +53,7 @@ impl TxRing {
     /// See [`RingError`].
     pub fn new(setup: &mut RingSetup) -> Result<Self, RingError> {
         let sender = OffloadCaps::of_sender(setup.features);
-        let ((ring, gone), header_len) = (SplitRing::new(setup)?, setup.header_len());
+        let ((ring, gone), header_len) = (Ring::new(setup)?, setup.header_len());
         let popped = vec![0; usize::from(setup.size).div_ceil(64)].into();
         Ok(Self {
             ring,
@@ -72,7 +72,7 @@ impl TxRing {
 
     /// The ring itself, for notifications.
     #[must_use]
-    pub fn ring(&mut self) -> &mut SplitRing {
+    pub fn ring(&mut self) -> &mut Ring {
         &mut self.ring
     }
 
@@ -80,6 +80,12 @@ impl TxRing {
     #[must_use]
     pub fn kick(&self) -> Option<&OwnedFd> {
         self.ring.kick()
+    }
+
+    /// What GET_VRING_BASE answers.
+    #[must_use]
+    pub fn base(&self) -> u32 {
+        self.ring.base()
     }
 
     /// Bytes of the vnet header in front of each frame.
@@ -100,40 +106,17 @@ impl TxRing {
     /// # Errors
     /// The ring can no longer be trusted.
     pub fn pop_burst<'m>(&mut self, memory: &'m GuestMemory, burst: &mut Burst<'m>) -> Result<(), PortFault> {
-        self.first = self.ring.next_avail.get();
-        for _ in 0..self.ring.available(self.most)?.min(self.most) {
-            let head = self.ring.memory.avail_head(self.ring.next_avail.get());
-            if !self.mark(head) {
-                self.repeated = Some(head);
-                break;
+        let Self { ring, header_len, popped, repeated, most, first, near, .. } = self;
+        let from = Buffers { memory, near };
+        match ring {
+            Ring::Split(ring) => {
+                *first = ring.next_avail.get();
+                *repeated = pop_split(ring, popped, from, *header_len, *most, burst)?;
             }
-            let first = burst.segments.len();
-            let Self { ring, near, .. } = self;
-            let mut from = Buffers { memory, near };
-            let walked = walk(&ring.memory, &mut from, head, Access::Read, &mut burst.segments);
-            if walked == Err(ChainError::NoRoom) && first > 0 {
-                burst.segments.truncate(first);
-                self.unmark(head);
-                break;
+            Ring::Packed(ring) => {
+                *first = ring.next_index();
+                ring.pop_burst(from, *header_len, *most, burst)?;
             }
-            let frame = match walked {
-                Ok(len) if len > self.header_len => {
-                    Frame { head, first, count: burst.segments.len() - first, len }
-                }
-                Ok(_) | Err(_) => {
-                    burst.segments.truncate(first);
-                    Frame { head, first, count: 0, len: 0 }
-                }
-            };
-            if burst.frames.try_push(frame).is_err() {
-                break;
-            }
-            burst.buffers(&frame).iter().take(2).for_each(|buffer| buffer.prefetch(HEADERS));
-            self.ring.next_avail.advance(1);
-            self.ring.note_popped(head);
-        }
-        for frame in &burst.frames {
-            self.unmark(frame.head);
         }
         if self.gone != 0 {
             burst.gone = self.gone;
@@ -149,21 +132,6 @@ impl TxRing {
     pub fn leaving(&self, i: usize) {
         if let Some(state) = self.ring.state() {
             state.sending(self.first, i);
-        }
-    }
-
-    /// Notes that the burst has this head; `false` if it had it already. One outside the ring is a malformed chain.
-    fn mark(&mut self, head: u16) -> bool {
-        let Some(word) = self.popped.get_mut(usize::from(head / 64)) else { return true };
-        let bit = 1 << (head % 64);
-        let new = *word & bit == 0;
-        *word |= bit;
-        new
-    }
-
-    fn unmark(&mut self, head: u16) {
-        if let Some(word) = self.popped.get_mut(usize::from(head / 64)) {
-            *word &= !(1 << (head % 64));
         }
     }
 
@@ -195,12 +163,77 @@ impl TxRing {
 
     /// Gives every chain of the burst back and shows that to the guest.
     pub fn complete(&mut self, burst: &Burst<'_>) {
-        for frame in &burst.frames {
-            self.ring.put_used(frame.head, TX_USED_LEN);
+        match &mut self.ring {
+            Ring::Split(ring) => {
+                burst.frames.iter().for_each(|frame| ring.put_used(frame.head, TX_USED_LEN));
+                ring.publish(ring.written());
+            }
+            Ring::Packed(ring) => {
+                // Shown as one: a kill gives all of them back, or none, so that what left by an uplink is known.
+                (0..burst.frames.len()).for_each(|i| ring.put_used(TX_USED_LEN, i > 0));
+                ring.publish(ring.written());
+            }
         }
-        self.ring.publish(self.ring.written());
         if let Some(state) = self.ring.state() {
             state.settled();
         }
+    }
+}
+
+/// Pops at most `most` chains of a split vring; returns a head that was offered twice, which ends the burst.
+fn pop_split<'m>(
+    ring: &mut SplitRing,
+    popped: &mut [u64],
+    mut from: Buffers<'m, '_>,
+    header_len: u32,
+    most: u16,
+    burst: &mut Burst<'m>,
+) -> Result<Option<u16>, PortFault> {
+    let mut repeated = None;
+    for _ in 0..ring.available(most)?.min(most) {
+        let head = ring.memory.avail_head(ring.next_avail.get());
+        if !mark(popped, head) {
+            repeated = Some(head);
+            break;
+        }
+        let first = burst.segments.len();
+        let walked = walk(&ring.memory, &mut from, head, Access::Read, &mut burst.segments);
+        if walked == Err(ChainError::NoRoom) && first > 0 {
+            burst.segments.truncate(first);
+            unmark(popped, head);
+            break;
+        }
+        let frame = match walked {
+            Ok(len) if len > header_len => Frame { head, first, count: burst.segments.len() - first, len },
+            Ok(_) | Err(_) => {
+                burst.segments.truncate(first);
+                Frame { head, first, count: 0, len: 0 }
+            }
+        };
+        if burst.frames.try_push(frame).is_err() {
+            break;
+        }
+        burst.buffers(&frame).iter().take(2).for_each(|buffer| buffer.prefetch(HEADERS));
+        ring.next_avail.advance(1);
+        ring.note_popped(head);
+    }
+    for frame in &burst.frames {
+        unmark(popped, frame.head);
+    }
+    Ok(repeated)
+}
+
+/// Notes that the burst has this head; `false` if it had it already. One outside the ring is a malformed chain.
+fn mark(popped: &mut [u64], head: u16) -> bool {
+    let Some(word) = popped.get_mut(usize::from(head / 64)) else { return true };
+    let bit = 1 << (head % 64);
+    let new = *word & bit == 0;
+    *word |= bit;
+    new
+}
+
+fn unmark(popped: &mut [u64], head: u16) {
+    if let Some(word) = popped.get_mut(usize::from(head / 64)) {
+        *word &= !(1 << (head % 64));
     }
 }

@@ -122,10 +122,10 @@ impl Device for Bench {
         Ok(())
     }
 
-    fn stop(&mut self, index: usize) -> Option<u16> {
+    fn stop(&mut self, index: usize) -> Option<u32> {
         self.mark(index, false);
         if index % 2 == 1 {
-            Some(self.tx.get_mut(index / 2)?.take()?.ring.ring().base())
+            Some(self.tx.get_mut(index / 2)?.take()?.ring.base())
         } else {
             Some(self.port()?.set_rx(index / 2, None)?.stop())
         }

@@ -9,6 +9,7 @@ use vhost::vhost_user::message::{VhostUserInflight, VhostUserProtocolFeatures};
 use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
 
 use super::{FakeNic, SOCKET, Vring};
+use crate::demo_guest::driver::Driver;
 use crate::demo_guest::{FrontEnd, GuestError};
 use crate::vhost_user::message::Inflight;
 
@@ -80,10 +81,12 @@ impl FakeNic {
         let vrings = if index.is_multiple_of(2) { &self.rx } else { &self.tx };
         let Some(vring) = vrings.get(index / 2) else { return Ok(()) };
         let addresses = FrontEnd::addresses(&self.ram, vring.ring.layout())?;
-        let base = match replay {
-            Replay::Qemu => vring.ring.device_used()?,
-            Replay::CloudHypervisor => vring.ring.offered(),
-            Replay::Forgetful => 0,
+        let base = match (replay, &vring.ring) {
+            // It finds nothing in guest memory, and repeats what it said at the start.
+            (_, Driver::Packed(_)) => vring.ring.first_base(),
+            (Replay::Qemu, Driver::Split(ring)) => ring.device_used()?,
+            (Replay::CloudHypervisor, Driver::Split(ring)) => ring.offered(),
+            (Replay::Forgetful, Driver::Split(_)) => 0,
         };
         let frontend = self.front_end.raw();
         match replay {
