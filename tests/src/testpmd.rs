@@ -67,12 +67,12 @@ pub fn vhost(socket: &Path) -> String {
     format!("net_vhost0,iface={},queues=1", socket.display())
 }
 
-/// Device string of a vhost-user front end at `socket` (testpmd connects), split ring.
+/// Device string of a vhost-user front end at `socket` (testpmd connects).
 #[must_use]
-pub fn virtio_user(socket: &Path, mac: &str, mergeable: bool) -> String {
-    let mergeable = u8::from(mergeable);
+pub fn virtio_user(socket: &Path, mac: &str, mergeable: bool, packed: bool) -> String {
+    let [mergeable, packed] = [mergeable, packed].map(u8::from);
     let path = socket.display();
     format!(
-        "net_virtio_user0,path={path},mac={mac},queue_size=1024,mrg_rxbuf={mergeable},in_order=0,packed_vq=0"
+        "net_virtio_user0,path={path},mac={mac},queue_size=1024,mrg_rxbuf={mergeable},in_order=0,packed_vq={packed}"
     )
 }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use tests::hostile::{Field, cases};
+use tests::hostile::{Case, Field, cases, packed};
 use tests::skip;
 
 /// Only cases whose name contains this run, if it is set.
@@ -13,7 +13,12 @@ fn chosen() -> String {
 
 #[test]
 fn nobody_is_hurt() -> Result<()> {
-    run(&[])
+    run(&[], false, cases())
+}
+
+#[test]
+fn nobody_is_hurt_by_packed_vrings() -> Result<()> {
+    run(&[], true, packed::CASES.iter())
 }
 
 #[test]
@@ -21,7 +26,7 @@ fn nobody_is_hurt_with_two_workers() -> Result<()> {
     if skip::unless("nobody_is_hurt_with_two_workers", &[two_cpus()]) {
         return Ok(());
     }
-    run(&[0, 1])
+    run(&[0, 1], false, cases())
 }
 
 /// A worker is pinned to each.
@@ -30,16 +35,16 @@ fn two_cpus() -> skip::Need {
     if count < 2 { Err(format!("needs two CPUs, there is {count}")) } else { Ok(()) }
 }
 
-fn run(cpus: &[usize]) -> Result<()> {
+fn run(cpus: &[usize], packed: bool, cases: impl Iterator<Item = &'static Case>) -> Result<()> {
     let only = chosen();
-    let mut field = Field::new(cpus)?;
+    let mut field = Field::new(cpus, packed)?;
     let mut failed = Vec::new();
     let mut count = 0;
     println!(
         "{:<42} {:<28} {:<7} {:>6} {:>6} {:>6}  meaning",
         "case", "wanted", "result", "ms", "fresh", "worst"
     );
-    for case in cases().filter(|case| case.name.contains(&only)) {
+    for case in cases.filter(|case| case.name.contains(&only)) {
         let start = Instant::now();
         let result = field.run(case);
         let millis = start.elapsed().as_millis();
@@ -52,7 +57,7 @@ fn run(cpus: &[usize]) -> Result<()> {
             println!("    {error:#}");
             failed.push(case.name);
             // What it broke must not fail the next one.
-            field = Field::new(cpus)?;
+            field = Field::new(cpus, packed)?;
         }
     }
     println!("{count} cases, {} failed", failed.len());
@@ -62,7 +67,7 @@ fn run(cpus: &[usize]) -> Result<()> {
 
 #[test]
 fn names_are_unique_and_sorted_by_section() {
-    let names: Vec<_> = cases().map(|case| case.name).collect();
+    let names: Vec<_> = cases().chain(packed::CASES).map(|case| case.name).collect();
     let unique: std::collections::BTreeSet<_> = names.iter().collect();
     assert_eq!(unique.len(), names.len());
     assert!(names.len() >= 120, "{} cases", names.len());

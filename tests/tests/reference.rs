@@ -143,9 +143,9 @@ fn virtio_user_front_ends_exchange_frames() -> Result<()> {
     let _switch = testpmd::start("switch", &ports, "io", folder.path())?;
     let to_file = format!("net_pcap0,tx_pcap={}", output.display());
     let from_file = format!("net_pcap0,rx_pcap={}", input.display());
-    let receiver_port = testpmd::virtio_user(&socket("1"), "52:54:00:00:00:03", true);
+    let receiver_port = testpmd::virtio_user(&socket("1"), "52:54:00:00:00:03", true, false);
     let mut receiver = testpmd::start("receiver", &[receiver_port, to_file], "io", folder.path())?;
-    let sender_port = testpmd::virtio_user(&socket("0"), "52:54:00:00:00:02", true);
+    let sender_port = testpmd::virtio_user(&socket("0"), "52:54:00:00:00:02", true, false);
     let _sender = testpmd::start("sender", &[sender_port, from_file], "io", folder.path())?;
     std::thread::sleep(Duration::from_secs(1));
     testpmd::stop(&mut receiver)?;

@@ -22,16 +22,17 @@ fn virtio_user_sends_through_the_router() -> Result<()> {
     }
     let rounds = if full_run() { 5 } else { 1 };
     for _ in 0..rounds {
-        for mergeable in [true, false] {
-            round(mergeable)?;
+        for (mergeable, packed) in [(true, false), (false, false), (true, true), (false, true)] {
+            round(mergeable, packed)?;
         }
     }
     Ok(())
 }
 
-fn round(mergeable: bool) -> Result<()> {
-    step(&format!("split ring, mergeable {mergeable}"));
+fn round(mergeable: bool, packed: bool) -> Result<()> {
+    step(&format!("packed ring {packed}, mergeable {mergeable}"));
     let mut scenario = Scenario::default();
+    scenario.topology.router.packed = packed;
     let tenant = scenario.tenant("acme", &["10.0.0.0/24"], &[])?;
     let (a, b) =
         (scenario.vm(tenant, "a", VmShape::default())?, scenario.vm(tenant, "b", VmShape::default())?);
@@ -54,7 +55,8 @@ fn round(mergeable: bool) -> Result<()> {
     pcap::write(&input, &sent)?;
 
     let socket = |vm: &str| daemon.run_dir().join(format!("acme/{vm}.0.sock"));
-    let front_end = |vm, mac: topology::Mac| testpmd::virtio_user(&socket(vm), &mac.to_string(), mergeable);
+    let front_end =
+        |vm, mac: topology::Mac| testpmd::virtio_user(&socket(vm), &mac.to_string(), mergeable, packed);
     let to_file = format!("net_pcap0,tx_pcap={}", output.display());
     let from_file = format!("net_pcap0,rx_pcap={}", input.display());
     let mut receiver = testpmd::start("receiver", &[front_end("b", mac_b), to_file], "io", folder.path())?;
@@ -64,6 +66,8 @@ fn round(mergeable: bool) -> Result<()> {
         Ok((delivered >= u64::from(FRAMES)).then_some(()))
     });
     delivered.with_context(|| format!("{}\n{}\n{}", daemon.log(), sender.log(), receiver.log()))?;
+    let taken = daemon.log().matches(" RING_PACKED ").count();
+    ensure!(taken == if packed { 2 } else { 0 }, "{taken} front ends took packed rings:\n{}", daemon.log());
     // testpmd writes its file out when it ends.
     std::thread::sleep(Duration::from_millis(500));
     testpmd::stop(&mut receiver)?;

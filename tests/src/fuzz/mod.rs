@@ -10,6 +10,7 @@ pub mod control;
 pub mod frame;
 pub mod guest;
 pub mod input;
+pub mod packed;
 pub mod packet;
 pub mod ring;
 pub mod segment;
@@ -30,7 +31,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     Target {
         name: "session",
         meaning: "a front end's messages, in any order, with real memory, eventfds and vrings",
@@ -40,6 +41,11 @@ pub const TARGETS: [Target; 6] = [
         name: "ring",
         meaning: "split vrings over memory of any content, against a slow model",
         run: ring::run,
+    },
+    Target {
+        name: "packed",
+        meaning: "packed vrings over memory of any content, against a slow model",
+        run: packed::run,
     },
     Target { name: "frame", meaning: "frames of two tenants through the packet path", run: frame::run },
     Target {

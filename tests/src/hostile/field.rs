@@ -76,13 +76,14 @@ pub struct Field {
 }
 
 impl Field {
-    /// Starts everything; the daemon has a worker on each of these CPUs, or one on any.
+    /// Starts everything; the daemon has a worker on each of these CPUs, or one on any, and may offer packed vrings.
     ///
     /// # Errors
     /// Whatever does not start.
-    pub fn new(cpus: &[usize]) -> Result<Self> {
+    pub fn new(cpus: &[usize], packed: bool) -> Result<Self> {
         let mut scenario = Scenario::default();
         scenario.topology.router.cpus = cpus.to_vec();
+        scenario.topology.router.packed = packed;
         let acme = scenario.tenant("acme", &["10.0.0.0/24", "fd00:1::/64"], &[])?;
         let globex = scenario.tenant("globex", &["10.0.0.0/24", "fd00:1::/64"], &[])?;
         let mut host = |tenant, name, shape| -> Result<Host> {

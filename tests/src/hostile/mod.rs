@@ -17,6 +17,7 @@ pub mod innocents;
 pub mod memory;
 pub mod migration;
 pub mod offloads;
+pub mod packed;
 pub mod packets;
 pub mod protocol;
 pub mod rings;
@@ -81,7 +82,7 @@ impl std::fmt::Display for Wanted {
     }
 }
 
-/// Every case, in the order of the list.
+/// Every case, in the order of the list; those of [`packed::CASES`] need a daemon that offers packed vrings.
 pub fn cases() -> impl Iterator<Item = &'static Case> {
     let sections: [&[Case]; 9] = [
         protocol::CASES,

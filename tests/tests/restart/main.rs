@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use tests::scenario::{VmIndex, VmShape};
 use tests::wait::wait_for;
 use tests::{Daemon, Scenario, Wan, full_run, skip, step};
-use vhost_net_backend::demo_guest::{FakeNic, NicOptions, Replay};
+use vhost_net_backend::demo_guest::{FakeNic, NicOptions, Replay, nic};
 use vhost_net_backend::vring::BURST;
 
 use numbered::Flow;
@@ -107,6 +107,8 @@ struct Bench {
     stop: Arc<AtomicBool>,
     threads: Vec<thread::JoinHandle<Result<()>>>,
     reattached: Vec<Arc<AtomicU64>>,
+    /// Whether guest c's VMM keeps what is in flight, so that the records of its vrings are not needed.
+    keeps_inflight: bool,
     /// Whether all losses are ours. QEMU takes a guest's link down while it is not connected, and drops what it sends then.
     strict: bool,
     _wan: Wan,
@@ -138,10 +140,20 @@ fn guest(
     let IpAddr::V4(ip) = scenario.ip4(vm)? else { bail!("no IPv4 address") };
     let (tenant, vm, nic) = scenario.get(vm)?;
     let path = run_dir.join(&tenant.name).join(format!("{}.0.sock", vm.name));
+    let packed = NicOptions::with_features(nic::LIKE_LINUX | nic::PACKED);
     let of = |wanted: fn(&Flow) -> Ipv4Addr| flows.iter().filter(|f| wanted(f) == ip).cloned().collect();
-    let options = match replay {
-        Replay::Forgetful => NicOptions::default().keeping_inflight(),
-        Replay::Qemu | Replay::CloudHypervisor => NicOptions::default(),
+    let options = match (scenario.topology.router.packed, replay) {
+        (false, Replay::Forgetful) => NicOptions::default().keeping_inflight(),
+        (false, Replay::Qemu | Replay::CloudHypervisor) => NicOptions::default(),
+        (true, Replay::Qemu) => packed,
+        // Chains in the ring itself, and frames in many buffers.
+        (true, Replay::CloudHypervisor) => NicOptions {
+            features: packed.features & !nic::INDIRECT,
+            tx_segments: 3,
+            rx_segments: 2,
+            ..packed
+        },
+        (true, Replay::Forgetful) => NicOptions { rx_buffer: Some(400), tx_segments: 4, ..packed },
     };
     Ok(Guest {
         nic: FakeNic::connect(&path, options)?,
@@ -156,9 +168,10 @@ fn guest(
 }
 
 impl Bench {
-    fn new() -> Result<Self> {
+    fn new(packed: bool) -> Result<Self> {
         let wan = Wan::new()?;
         let mut scenario = Scenario::default();
+        scenario.topology.router.packed = packed;
         // Two workers: the receive vring of each guest has frames of both.
         scenario.topology.router.cpus = vec![0, 1];
         let uplink = Wan::uplink(&mut scenario)?;
@@ -187,13 +200,15 @@ impl Bench {
         let mut threads: Vec<_> = guests.into_iter().map(run).collect();
         let stop_too = Arc::clone(&stop);
         threads.push(thread::spawn(move || host.run(&stop_too)));
-        Ok(Self { daemon, flows, stop, threads, reattached, strict: true, _wan: wan })
+        let keeps_inflight = !packed;
+        Ok(Self { daemon, flows, stop, threads, reattached, keeps_inflight, strict: true, _wan: wan })
     }
 
     /// One fake guest and one under QEMU.
-    fn with_linux() -> Result<(Self, tests::Guest)> {
+    fn with_linux(packed: bool) -> Result<(Self, tests::Guest)> {
         let wan = Wan::new()?;
         let mut scenario = Scenario::default();
+        scenario.topology.router.packed = packed;
         let uplink = Wan::uplink(&mut scenario)?;
         let tenant = scenario.tenant("acme", &["10.0.0.0/24"], &[uplink])?;
         let fake = scenario.vm(tenant, "a", VmShape::default())?;
@@ -207,7 +222,9 @@ impl Bench {
         let (stop, reattached) = (Arc::<AtomicBool>::default(), vec![Arc::clone(&guest.reattached)]);
         let stop_too = Arc::clone(&stop);
         let threads = vec![thread::spawn(move || guest.run(&stop_too))];
-        Ok((Self { daemon, flows, stop, threads, reattached, strict: false, _wan: wan }, booted))
+        let (keeps_inflight, strict) = (false, false);
+        let bench = Self { daemon, flows, stop, threads, reattached, keeps_inflight, strict, _wan: wan };
+        Ok((bench, booted))
     }
 
     /// Waits until each flow has received what was sent after `numbers`.
@@ -232,7 +249,7 @@ impl Bench {
     /// Spoils the records of guest c, which says that every base is 0: only the file that its VMM keeps is left.
     fn forget_rings(&self) -> Result<()> {
         let path = self.daemon.run_dir().join("state/acme/c.0");
-        if path.exists() {
+        if self.keeps_inflight && path.exists() {
             let file = File::options().write(true).open(path)?;
             [128, 128 + 1536].into_iter().try_for_each(|block| file.write_all_at(&[0; 8], block))?;
         }
@@ -287,7 +304,15 @@ fn a_killed_daemon_loses_a_burst_and_doubles_nothing() -> Result<()> {
     if skip::unless("a_killed_daemon_loses_a_burst_and_doubles_nothing", &[skip::root()]) {
         return Ok(());
     }
-    run(Bench::new()?, || Ok(()))
+    run(Bench::new(false)?, || Ok(()))
+}
+
+#[test]
+fn a_killed_daemon_loses_a_burst_and_doubles_nothing_of_packed_vrings() -> Result<()> {
+    if skip::unless("a_killed_daemon_loses_a_burst_and_doubles_nothing_of_packed_vrings", &[skip::root()]) {
+        return Ok(());
+    }
+    run(Bench::new(true)?, || Ok(()))
 }
 
 /// A real guest: its kernel answers numbered echo requests of a fake one, and pings the host behind the uplink.
@@ -296,7 +321,21 @@ fn a_linux_guest_survives_every_kill() -> Result<()> {
     if skip::unless("a_linux_guest_survives_every_kill", &[skip::root(), skip::guests()]) {
         return Ok(());
     }
-    let (bench, mut linux) = Bench::with_linux()?;
+    survives(false)
+}
+
+/// The same with packed vrings, of which QEMU restores nothing.
+#[test]
+fn a_linux_guest_with_packed_vrings_survives_every_kill() -> Result<()> {
+    let needs = [skip::root(), skip::guests()];
+    if skip::unless("a_linux_guest_with_packed_vrings_survives_every_kill", &needs) {
+        return Ok(());
+    }
+    survives(true)
+}
+
+fn survives(packed: bool) -> Result<()> {
+    let (bench, mut linux) = Bench::with_linux(packed)?;
     let identity = "cat /proc/sys/kernel/random/boot_id /sys/class/net/eth0/ifindex";
     let before = linux.ok(identity)?;
     linux.ok(&format!("ping -q -i 0.01 -c 1000000 {} > /tmp/far 2>&1 & echo $! > /tmp/pid", Wan::FAR4))?;
