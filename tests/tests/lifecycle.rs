@@ -112,7 +112,7 @@ fn qemu_7_2_attaches_without_msi_x() -> Result<()> {
     let tenant = scenario.tenant("acme", &["10.0.0.0/24"], &[])?;
     let vm = scenario.vm(tenant, "a", VmShape::default())?;
     let daemon = Daemon::start(&scenario, None)?;
-    let options = GuestOptions { qemu: old.ok(), vectors: Some(0), autoconf: false };
+    let options = GuestOptions { qemu: old.ok(), vectors: Some(0), ..GuestOptions::default() };
     let mut guest = Guest::boot(&scenario, vm, &daemon.run_dir(), &options)?;
     step("ping the gateway, reboot, ping again");
     guest.ok("ping -c 3 -i 0.2 -W 2 10.0.0.1")?;

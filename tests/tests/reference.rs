@@ -90,7 +90,7 @@ fn qemu_7_2_works_without_msi_x() -> Result<()> {
     };
     let bench = bench()?;
     let _echo = echo(&bench)?;
-    let options = GuestOptions { qemu: Some(qemu), vectors: Some(0), autoconf: false };
+    let options = GuestOptions { qemu: Some(qemu), vectors: Some(0), ..GuestOptions::default() };
     let mut guest = Guest::boot(&bench.scenario, bench.vm, bench.folder.path(), &options)?;
     guest.ok("ping -c 3 -i 0.2 -W 2 10.0.0.77")?;
     Ok(())

@@ -136,10 +136,21 @@ fn vmrouter(folder: &Path) -> Result<Process> {
     let mut scenario = frames::scenario()?;
     scenario.topology.router.cpus = vec![BACKEND_CORE];
     scenario.topology.router.uso = true;
+    run(&scenario.toml()?, folder)
+}
+
+/// Starts `vmrouter run` on that topology; all its files are in the folder.
+pub(super) fn run(topology: &str, folder: &Path) -> Result<Process> {
     let file = folder.join("topology.toml");
-    fs::write(&file, scenario.toml()?)?;
+    fs::write(&file, topology)?;
     let mut command = Command::new(daemon::binary("vmrouter")?);
-    command.arg("run").arg(&file).arg("--run-dir").arg(folder.join("run"));
+    command.arg("run").arg(&file);
+    spawn(command, folder)
+}
+
+/// Starts a daemon with all its directories in the folder.
+pub(super) fn spawn(mut command: Command, folder: &Path) -> Result<Process> {
+    command.arg("--run-dir").arg(folder.join("run"));
     command
         .env_remove("RUNTIME_DIRECTORY")
         .env_remove("NOTIFY_SOCKET")

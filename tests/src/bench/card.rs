@@ -10,6 +10,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::driver::{Shape, Vring};
+use super::modes::Mode;
 
 /// Room for what is rounded to pages.
 const SLACK: u64 = 1 << 20;
@@ -32,15 +33,18 @@ struct Ring {
 }
 
 impl Card {
-    pub(super) fn attach(socket: &Path, features: u64, shapes: [Shape; 2], huge_pages: bool) -> Result<Self> {
+    /// With the rings and the memory of that mode.
+    fn attach(socket: &Path, features: u64, mode: &Mode) -> Result<Self> {
         let protocol = Protocol::REPLY_ACK | Protocol::MQ;
         let mut front_end = FrontEnd::connect(socket, features, protocol)
             .with_context(|| format!("attaching to {}", socket.display()))?;
         let missing = features & !front_end.features();
         ensure!(missing == 0, "{} does not offer the features {missing:#x}", socket.display());
+        let shapes = [mode.receive, mode.transmit];
         let bytes: u64 =
             shapes.iter().map(|shape| Layout::bytes(shape.entries, shape.indirect) + shape.buffers()).sum();
-        let mut ram = if huge_pages { Ram::huge(bytes + SLACK)? } else { Ram::new(bytes + SLACK, false)? };
+        let mut ram =
+            if mode.huge_pages { Ram::huge(bytes + SLACK)? } else { Ram::new(bytes + SLACK, false)? };
         let mut ring = |shape: Shape| -> Result<Ring> {
             let Shape { entries, indirect, .. } = shape;
             let start = ram.alloc(Layout::bytes(entries, indirect), false)?;
@@ -56,6 +60,18 @@ impl Card {
         let rings = [rx?, tx?];
         front_end.set_memory(&ram)?;
         Ok(Self { front_end, ram, rings })
+    }
+
+    /// A guest that sends in that mode.
+    pub(super) fn sender(socket: &Path, mode: &Mode) -> Result<Self> {
+        let [features, _] = mode.features();
+        Self::attach(socket, features, mode)
+    }
+
+    /// A guest that receives in that mode.
+    pub(super) fn receiver(socket: &Path, mode: &Mode) -> Result<Self> {
+        let [_, features] = mode.features();
+        Self::attach(socket, features, mode)
     }
 
     /// Starts both vrings, receive and transmit: receive buffers are offered before the back end looks.

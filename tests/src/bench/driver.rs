@@ -260,6 +260,31 @@ impl<'m> Vring<'m> {
         Ok(all)
     }
 
+    /// Takes what waits, at most `most` frames, and offers the buffers again. `take` gets each frame's first bytes.
+    ///
+    /// # Errors
+    /// As [`Self::receive`] and [`Self::publish`], or those of `take`.
+    #[inline]
+    pub fn receive_all<const N: usize>(
+        &mut self,
+        most: u16,
+        mut take: impl FnMut(&[u8; N]) -> Result<()>,
+    ) -> Result<()> {
+        let mut waiting = self.pending()?;
+        if waiting == 0 {
+            return Ok(());
+        }
+        let mut found = [0; N];
+        for _ in 0..most {
+            if waiting == 0 {
+                break;
+            }
+            waiting -= self.receive(waiting, &mut found)?.buffers;
+            take(&found)?;
+        }
+        self.publish()
+    }
+
     #[inline]
     fn receive_one(&mut self, into: &mut [u8]) -> Result<usize> {
         let (id, len) = self.used_entry(self.used)?;

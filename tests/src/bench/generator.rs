@@ -12,7 +12,7 @@ use super::modes::Mode;
 use super::stream::{Stream, VNET};
 
 /// Frames written, and read, in one turn.
-const BURST: u16 = 32;
+pub(super) const BURST: u16 = 32;
 /// Bytes of each frame that are looked at where the rate counts: headers and sequence number, also of TCP over IPv6.
 const HEAD: usize = VNET + 84;
 /// Receive buffers that are left to what the router has to say by itself.
@@ -98,11 +98,9 @@ impl Generator {
     /// # Errors
     /// The back end refused, or does not offer what the mode needs.
     pub fn attach(sockets: [&Path; 2], mode: Mode, wanted: Wanted, depth: Depth) -> Result<Self> {
-        let [send, receive] = mode.features();
         let [from, to] = sockets;
-        let attach =
-            |socket, features| Card::attach(socket, features, [mode.receive, mode.transmit], mode.huge_pages);
-        Ok(Self { sender: attach(from, send)?, receiver: attach(to, receive)?, mode, wanted, depth })
+        let (sender, receiver) = (Card::sender(from, &mode)?, Card::receiver(to, &mode)?);
+        Ok(Self { sender, receiver, mode, wanted, depth })
     }
 
     /// Sends frames of each length in turn for `duration`, as fast as the back end takes them. Once only: it uses the

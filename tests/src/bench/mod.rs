@@ -11,16 +11,24 @@
 
 pub mod backend;
 mod card;
+mod draw;
 pub mod driver;
 pub mod frames;
 pub mod generator;
+pub mod latency;
 pub mod lone_worker;
 pub mod modes;
 pub mod ovs;
 pub mod placement;
 pub mod plot;
 pub mod report;
+pub mod shape;
+pub mod spray;
 pub mod stream;
+pub mod subject;
+pub mod table;
+pub mod tcp;
+pub mod usage;
 
 pub use backend::{Backend, Kind};
 pub use generator::{Depth, Generator, Rate};

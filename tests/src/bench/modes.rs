@@ -141,6 +141,13 @@ impl Mode {
     /// Large TCP frames that cross whole.
     pub const TSO: Self = TSO;
 
+    /// As [`Self::SPLIT`], with rings of that many entries.
+    #[must_use]
+    pub fn split(entries: u16) -> Self {
+        let shape = Shape { entries, ..SHAPE };
+        Self { transmit: shape, receive: shape, ..SPLIT }
+    }
+
     /// The one of that name.
     #[must_use]
     pub fn find(name: &str) -> Option<Self> {

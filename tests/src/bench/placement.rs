@@ -29,6 +29,12 @@ impl Placement {
     }
 }
 
+/// `near` or `far` if it was the same before and after, else `moved`.
+#[must_use]
+pub fn placed([before, after]: [Placement; 2]) -> &'static str {
+    if before.name() == after.name() { before.name() } else { "moved" }
+}
+
 /// Measures it, in some ten milliseconds. Nothing else may run on either core.
 ///
 /// # Errors

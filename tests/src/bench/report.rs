@@ -2,11 +2,11 @@
 
 use std::fmt::Write as _;
 
-use super::placement::Placement;
+use super::placement::{Placement, placed};
 use super::{Kind, MODES, Rate};
 
 /// Share of turns with a full ring above which the back end was the limit (BENCH bars count only such cells).
-const LIMIT: f64 = 0.8;
+pub const LIMIT: f64 = 0.8;
 
 /// One length through one back end, once.
 #[derive(Clone, Copy, Debug)]
@@ -25,8 +25,7 @@ impl Run {
     /// `near` or `far` if that stayed the same, else `moved`.
     #[must_use]
     pub fn placed(&self) -> &'static str {
-        let [before, after] = self.placement.map(Placement::name);
-        if before == after { before } else { "moved" }
+        placed(self.placement)
     }
 }
 
@@ -78,26 +77,29 @@ pub fn cells(runs: &[Run]) -> Vec<Cell> {
 
 fn cell(group: &[&Run]) -> Option<Cell> {
     let first = group.first()?;
-    let (low, mid, high) = spread(group, |run| run.rate.mpps());
+    let spread = |value: fn(&Rate) -> f64| spread(group.iter().map(|run| value(&run.rate)));
+    let median = |value| spread(value)[1];
     Some(Cell {
         kind: first.kind,
         mode: first.mode,
         len: first.rate.len,
         placed: first.placed(),
         runs: group.len(),
-        mpps: [low, mid, high],
-        gbps: spread(group, |run| run.rate.gbps()).1,
-        full: spread(group, |run| run.rate.full_share()).1,
+        mpps: spread(Rate::mpps),
+        gbps: median(Rate::gbps),
+        full: median(Rate::full_share),
         lost: group.iter().map(|run| run.rate.lost).sum(),
         bad: group.iter().map(|run| run.rate.bad).sum(),
     })
 }
 
-fn spread(group: &[&Run], value: impl Fn(&Run) -> f64) -> (f64, f64, f64) {
-    let mut values: Vec<f64> = group.iter().map(|run| value(run)).collect();
+/// Lowest, median, highest.
+#[must_use]
+pub fn spread(values: impl IntoIterator<Item = f64>) -> [f64; 3] {
+    let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
     let at = |index: usize| values.get(index).copied().unwrap_or_default();
-    (at(0), at(values.len() / 2), at(values.len().saturating_sub(1)))
+    [at(0), at(values.len() / 2), at(values.len().saturating_sub(1))]
 }
 
 /// The table for people. `g` behind a rate: the generator was the limit, the back end could do more.

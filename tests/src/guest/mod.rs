@@ -45,6 +45,17 @@ pub struct GuestOptions {
     pub vectors: Option<u32>,
     /// Leaves IPv6 addresses to router advertisements instead of setting them.
     pub autoconf: bool,
+    /// Instead of the daemon's socket: a tap, for comparison.
+    pub tap: Option<Tap>,
+}
+
+/// A tap that is there.
+#[derive(Clone, Debug)]
+pub struct Tap {
+    /// Name of its namespace.
+    pub netns: String,
+    /// Its name.
+    pub device: String,
 }
 
 /// What a command in the guest printed and ended with.
@@ -312,7 +323,31 @@ fn command_line(
     line.option("-device", "virtio-serial-pci");
     line.option("-chardev", format!("socket,id=shell,path={}", shell.display()));
     line.option("-device", "virtserialport,chardev=shell,name=shell");
-    Ok(line)
+    Ok(match &options.tap {
+        None => line,
+        Some(tap) => on_tap(&line, tap),
+    })
+}
+
+/// The same guest, with its first NIC on a tap instead of the daemon's socket.
+fn on_tap(line: &launch::CommandLine, tap: &Tap) -> launch::CommandLine {
+    let mut on_tap = launch::CommandLine::new("ip");
+    for word in ["netns", "exec", &tap.netns, line.program()] {
+        on_tap.push(word);
+    }
+    for argument in line.arguments() {
+        if argument.starts_with("vhost-user,id=net0,") {
+            on_tap.push(format!("tap,id=net0,ifname={},script=no,downscript=no,vhost=off", tap.device));
+        } else if argument.starts_with("socket,id=vmr0,") {
+            on_tap.push("null,id=vmr0");
+        } else if argument.starts_with("virtio-net-pci,netdev=net0,") {
+            // QEMU allows longer transmit rings with vhost-user only.
+            on_tap.push(argument.replace(",tx_queue_size=1024", ",tx_queue_size=256"));
+        } else {
+            on_tap.push(argument);
+        }
+    }
+    on_tap
 }
 
 /// The line with the files of its own that each QEMU of a guest has.
