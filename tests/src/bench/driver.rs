@@ -322,10 +322,15 @@ impl<'m> Vring<'m> {
         } else {
             self.load16(self.layout.used)? & NO_NOTIFY == 0
         };
-        if wanted {
-            self.kick.write(1).context("kick")?;
-        }
-        Ok(())
+        if wanted { self.kick() } else { Ok(()) }
+    }
+
+    /// Kicks the device, whether or not it wants that.
+    ///
+    /// # Errors
+    /// The kick eventfd is full.
+    pub fn kick(&self) -> Result<()> {
+        self.kick.write(1).context("kick")
     }
 
     /// The head of the chain at that avail index.

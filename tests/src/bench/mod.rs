@@ -13,6 +13,7 @@ pub mod backend;
 mod card;
 mod draw;
 pub mod driver;
+pub mod flood;
 pub mod frames;
 pub mod generator;
 pub mod latency;
