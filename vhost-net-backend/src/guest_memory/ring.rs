@@ -178,14 +178,12 @@ impl RingMemory {
         self.wrote(at, USED_ENTRY);
     }
 
-    /// Asks for used slot `index` and those of a burst behind it to be ours when they are written.
+    /// Asks for used slot `index` to be ours when it is written.
     #[inline]
     pub fn prefetch_used(&self, index: u16) {
-        for line in (0..512).step_by(64) {
-            let at = self.used.as_ptr().wrapping_add(RING_HEADER + USED_ENTRY * self.slot(index) + line);
-            // SAFETY: a hint, which reads and writes nothing and faults on no address, not even behind the area.
-            unsafe { asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags, readonly)) };
-        }
+        let at = self.used.as_ptr().wrapping_add(RING_HEADER + USED_ENTRY * self.slot(index));
+        // SAFETY: a hint, which reads and writes nothing and faults on no address.
+        unsafe { asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags, readonly)) };
     }
 
     /// Shows the guest all used entries before `index`.

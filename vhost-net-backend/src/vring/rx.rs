@@ -13,8 +13,8 @@ use crate::guest_memory::{DirtyLog, GuestMemory, GuestSlice};
 
 /// Bytes at the start of a receive buffer that are fetched ahead: a small frame, or where a copy begins.
 const PREPARED: u32 = 128;
-/// Buffers that are: a burst.
-const AHEAD: u16 = 64;
+/// How many frames ahead.
+const AHEAD: u16 = 16;
 
 /// A running receive vring.
 #[derive(Debug)]
@@ -33,8 +33,6 @@ pub struct RxRing {
     log: Option<Arc<DirtyLog>>,
     /// The memory region that the last buffer was in.
     near: usize,
-    /// Avail index up to which buffers were fetched ahead.
-    prepared: u16,
 }
 
 /// A chain that a frame goes into.
@@ -66,7 +64,6 @@ impl RxRing {
             batches: Batches::default(),
             log: setup.log.buffers.clone(),
             near: 0,
-            prepared: 0,
         })
     }
 
@@ -86,24 +83,6 @@ impl RxRing {
     #[must_use]
     pub fn caps(&self) -> OffloadCaps {
         self.caps
-    }
-
-    /// Fetches what the next burst will be written to, long before it comes: one after the other, each frame would wait
-    /// for the guest's core to let go of its buffer.
-    fn prepare(&mut self) {
-        let Self { ring: Ring::Split(ring), memory, near, prepared, .. } = self else { return };
-        ring.prefetch_used();
-        // An impossible index is for `put` to find.
-        let ahead = ring.available(AHEAD).unwrap_or(0).min(AHEAD);
-        let done = prepared.wrapping_sub(ring.next_avail.get());
-        let done = if done <= AHEAD { done } else { 0 };
-        for i in done..ahead {
-            let head = ring.memory.avail_head(ring.next_avail.ahead(i));
-            let descriptor = ring.memory.descriptor(head);
-            let buffer = descriptor.and_then(|d| memory.slice_near(near, d.addr, d.len));
-            buffer.inspect(|buffer| buffer.prefetch_to_write(PREPARED));
-        }
-        *prepared = ring.next_avail.ahead(done.max(ahead));
     }
 
     /// Puts one frame in: the vnet header, `head`, then `tail`. Shown to the guest by [`Self::finish`].
@@ -129,6 +108,7 @@ impl RxRing {
         let Some((chain, buffer)) = whole_buffer(ring, memory, near, need) else {
             return self.put_scattered(worker, vnet, head, tail, need);
         };
+        fetch_ahead(ring, memory, near);
         let header = VnetHeader { num_buffers: 1, ..vnet }.to_bytes();
         // Without the number of buffers the header is shorter, and the frame overwrites what is too much.
         buffer.write_array(&header);
@@ -218,7 +198,6 @@ impl RxRing {
     pub fn finish(&mut self, worker: usize) {
         if let Some(end) = self.batches.finish(worker) {
             self.ring.publish(end);
-            self.prepare();
         }
     }
 
@@ -244,6 +223,17 @@ fn mark(log: &DirtyLog, memory: &GuestMemory, segments: &[GuestSlice<'_>], need:
             log.mark(addr, part.len().into());
         }
     }
+}
+
+/// Fetches the buffer that comes [`AHEAD`] frames later, or in the next burst: if each frame had to wait until the guest's
+/// core lets go of its buffer, the waits would add up. All of a burst at once is more than a core fetches at a time.
+#[inline]
+fn fetch_ahead(ring: &SplitRing, memory: &GuestMemory, near: &mut usize) {
+    let Some(index) = ring.seen_ahead(AHEAD) else { return };
+    let descriptor = ring.memory.descriptor(ring.memory.avail_head(index));
+    let buffer = descriptor.and_then(|d| memory.slice_near(near, d.addr, d.len));
+    buffer.inspect(|buffer| buffer.prefetch_to_write(PREPARED));
+    ring.prefetch_used(AHEAD);
 }
 
 /// The next chain's buffer, if it is a single one that holds `need` bytes: so it is for nearly every frame.

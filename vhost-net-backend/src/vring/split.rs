@@ -168,10 +168,17 @@ impl SplitRing {
         self.next_used.advance(1);
     }
 
-    /// Fetches where the used entries of the next burst go.
+    /// The avail index `count` chains ahead, if the guest is known to offer so many.
     #[inline]
-    pub(super) fn prefetch_used(&self) {
-        self.memory.prefetch_used(self.next_used.get());
+    pub(super) fn seen_ahead(&self, count: u16) -> Option<u16> {
+        let index = self.next_avail.ahead(count);
+        (self.seen_avail.get().wrapping_sub(self.next_avail.get()) > count).then_some(index)
+    }
+
+    /// Fetches where the used entry `count` chains ahead goes.
+    #[inline]
+    pub(super) fn prefetch_used(&self, count: u16) {
+        self.memory.prefetch_used(self.next_used.ahead(count));
     }
 
     /// Gives the chain in front back unused: the guest offered something that is no buffer.
