@@ -15,7 +15,6 @@ mod tests;
 use std::sync::Arc;
 use std::time::Instant;
 
-use arrayvec::ArrayVec;
 use router::{
     Answer, DropReason, Headers, NoTrace, OffloadCaps, PortId, RuleId, Snapshot, Verdict, VnetHeader,
     WorkerState, reply,
@@ -44,7 +43,14 @@ pub struct Datapath {
     replies: Replies,
     slow: Slow,
     /// Receivers that have frames of the last burst which they were not shown yet.
-    unshown: ArrayVec<PortId, { 2 * BURST }>,
+    unshown: Vec<Unshown>,
+}
+
+/// A receiver that has frames which it was not shown yet, and whose they are.
+#[derive(Clone, Copy, Debug)]
+struct Unshown {
+    egress: PortId,
+    ingress: PortId,
 }
 
 /// One transmit vring with the memory that its bursts borrow from.
@@ -109,7 +115,7 @@ impl Datapath {
             heads: vec![Headers::EMPTY; BURST],
             replies: Replies::default(),
             slow: Slow::default(),
-            unshown: ArrayVec::new(),
+            unshown: Vec::new(),
         }
     }
 
@@ -151,7 +157,7 @@ impl Datapath {
     /// # Errors
     /// The vring can no longer be trusted.
     pub fn service_tx(&mut self, queue: &mut TxQueue, now: Instant) -> Result<usize, PortFault> {
-        if !self.is_settled() {
+        if !self.is_settled(queue.port) {
             return Ok(0);
         }
         let TxQueue { port, memory, ring, .. } = queue;
@@ -178,7 +184,7 @@ impl Datapath {
         buffers: &HostBuffer,
         now: Instant,
     ) -> std::io::Result<usize> {
-        if !self.is_settled() {
+        if !self.is_settled(port) {
             return Ok(0);
         }
         let mut burst = Burst::default();
@@ -279,7 +285,7 @@ impl Datapath {
                 each.for_each(|(_, f, head)| {
                     sum.add(send(&mut rx, burst, f, header_len, head, slow), dropped)
                 });
-                let _ = unshown.try_push(egress);
+                unshown.push(Unshown { egress, ingress });
                 Counter::DeliveredVm
             } else {
                 let uplink = port.is_some_and(|p| p.is_uplink);
@@ -307,16 +313,16 @@ impl Datapath {
     /// Phase 3, second half: the receivers are shown what they got.
     fn publish(&mut self) {
         let Self { unshown, ports, worker, .. } = self;
-        unshown.retain(|egress| ports.get(egress.index()).is_some_and(|port| !port.finish_rx(*worker)));
+        unshown.retain(|to| ports.get(to.egress.index()).is_some_and(|port| !port.finish_rx(*worker)));
     }
 
-    /// Whether another burst may begin. The one before is at risk until its receivers were shown it, and another worker may
-    /// be in the way of that: a kill must not find more than one burst given back and not shown.
-    fn is_settled(&mut self) -> bool {
+    /// Whether another burst of `ingress` may begin. The one before is at risk until its receivers were shown it, and another
+    /// worker may be in the way of that: a kill must not find more than one burst given back and not shown. Others go on.
+    fn is_settled(&mut self, ingress: PortId) -> bool {
         if !self.unshown.is_empty() {
             self.publish();
         }
-        self.unshown.is_empty()
+        self.unshown.iter().all(|to| to.ingress != ingress)
     }
 
     fn send_reply(&mut self, port: PortId, frame: &[u8]) {
@@ -325,7 +331,7 @@ impl Datapath {
         let outcome = if let Some(tap) = self.taps.get_mut(port.index()).and_then(Option::as_mut) {
             tap.put(vnet, frame, &[])
         } else if let Some(mut rx) = self.ports.get(port.index()).and_then(|p| p.lock_rx(self.worker)) {
-            let _ = self.unshown.try_push(port);
+            self.unshown.push(Unshown { egress: port, ingress: port });
             rx.put(vnet, frame, &[])
         } else {
             Err(DropReason::RxNotConnected)

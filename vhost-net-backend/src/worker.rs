@@ -441,9 +441,10 @@ fn token(at: usize) -> EventData {
     EventData::new_u64(u64::try_from(at).unwrap_or(WAKE))
 }
 
-/// A disabled vring, or one at fault, is not served: its kicks are nobody's business.
+/// A disabled vring, or one at fault, is not served: its kicks are nobody's business. Errors are always told, and an
+/// eventfd that was made to overflow has one for ever: as an edge it is told once.
 fn kicks_of(queue: &TxQueue) -> EventFlags {
-    if queue.enabled { KICKS } else { EventFlags::empty() }
+    if queue.enabled { KICKS } else { EventFlags::ET }
 }
 
 /// Waits for the vring's kicks while it is enabled, and only then: a storm of others must not wake the worker.

@@ -137,6 +137,31 @@ fn nothing_vanishes() {
 }
 
 /// The same topology with a way out.
+#[test]
+fn another_workers_burst_holds_up_nobody_but_who_sends_behind_it() {
+    let mut pair = Pair::new(VERSION_1);
+    pair.connect_b(8);
+    // Worker 1 is in the middle of a burst to b.
+    let first = pair.ports[1].lock_rx(1).unwrap().put(VnetHeader::default(), &[1; 60], &[]);
+    assert_eq!(first, Ok(()));
+    pair.send(3, 0, 0);
+    assert_eq!(pair.service(), 1);
+    // Guest a's frame waits behind it, and its next one must not put it at risk; guest b's own have nothing to do with that.
+    pair.send(3, 0, 0);
+    assert_eq!(pair.service(), 0);
+    let mut other = Bench::new(64, VERSION_1, false);
+    other.write(BUFFERS, &[0; 80]);
+    other.driver.add(&[Segment { addr: BUFFERS, len: 80 }], false).unwrap().unwrap();
+    other.driver.publish().unwrap();
+    let mut setup = other.setup(0, None);
+    let ring = TxRing::new(&mut setup).unwrap();
+    let mut tx = TxQueue { port: B, pair: 0, memory: setup.memory, ring, enabled: true };
+    assert_eq!(pair.datapath.service_tx(&mut tx, Instant::now()), Ok(1));
+    assert!(pair.ports[1].finish_rx(1));
+    assert_eq!(pair.service(), 1);
+    assert_eq!(pair.count(A, Counter::DeliveredVm), 2);
+}
+
 fn with_uplink() -> Arc<Snapshot> {
     let wan = "[uplink.wan]\nkind = \"tap\"\ndevice = \"t\"\naddresses = [\"10.9.0.1/24\"]\n";
     let uses = "[tenant.me]\nuplinks = [\"wan\"]\n[tenant.me.network";

@@ -101,7 +101,11 @@ impl Worker {
         while self.turns.may_go_on(entry.used) {
             let frames = match burst(&mut self.datapath, &mut entry.source, round.now()) {
                 Ok(frames) => frames,
-                Err(failure) => return self.fail(at, failure),
+                Err(failure) => {
+                    // Whoever comes next does not pay for it.
+                    round.stale = true;
+                    return self.fail(at, failure);
+                }
             };
             if frames == 0 {
                 round.stale = true;

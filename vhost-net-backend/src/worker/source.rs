@@ -1,5 +1,6 @@
 //! Where a worker's frames come from.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use router::PortId;
@@ -32,6 +33,18 @@ pub(super) struct Sources {
     all: Vec<Option<Entry>>,
     /// Those that are active, in no order: whoever is idle costs nothing in a round.
     active: Vec<usize>,
+    /// What vrings had used that are gone: a guest that sets its vring up anew is given no new account.
+    left: HashMap<PortId, Used>,
+}
+
+impl Source {
+    /// The guest's port.
+    fn guest(&self) -> Option<PortId> {
+        match self {
+            Self::Guest(queue) => Some(queue.port),
+            Self::Uplink { .. } => None,
+        }
+    }
 }
 
 impl Entry {
@@ -115,7 +128,8 @@ impl Sources {
     /// Fills a free index; the source begins active.
     pub(super) fn put(&mut self, at: usize, source: Source) {
         if let Some(slot) = self.all.get_mut(at) {
-            *slot = Some(Entry { source, active: false, quiet: 0, used: Used::default() });
+            let used = source.guest().and_then(|port| self.left.get(&port)).copied().unwrap_or_default();
+            *slot = Some(Entry { source, active: false, quiet: 0, used });
             self.wake(at);
         }
     }
@@ -123,15 +137,21 @@ impl Sources {
     /// Takes a source out of the table.
     pub(super) fn remove(&mut self, at: usize) -> Option<Source> {
         self.active.retain(|active| *active != at);
-        self.all.get_mut(at)?.take().map(|e| e.source)
+        let entry = self.all.get_mut(at)?.take()?;
+        if let Some(port) = entry.source.guest() {
+            self.left.insert(port, entry.used);
+        }
+        Some(entry.source)
     }
 
     /// It was kicked: poll it from now on.
     pub(super) fn wake(&mut self, at: usize) {
         let Some(entry) = self.all.get_mut(at).and_then(Option::as_mut) else { return };
         entry.quiet = 0;
-        if let Source::Guest(queue) = &mut entry.source {
-            queue.ring.ring().disarm();
+        match &mut entry.source {
+            // Of a disabled vring nothing is written any more: its memory may be used for something else.
+            Source::Guest(queue) if queue.enabled => queue.ring.ring().disarm(),
+            Source::Guest(_) | Source::Uplink { .. } => {}
         }
         if !std::mem::replace(&mut entry.active, true) {
             self.active.push(at);

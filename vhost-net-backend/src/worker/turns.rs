@@ -14,6 +14,9 @@ use std::time::Duration;
 /// source gets does not depend on it, only how long others wait meanwhile.
 const QUANTUM: Duration = Duration::from_micros(10);
 
+/// Most that one burst is charged with. What took longer is not the source's doing: the worker was stopped, or its CPU taken.
+const LONGEST: Duration = Duration::from_millis(20);
+
 /// Worker time that one source used, on the clock of [`Turns`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Used(Duration);
@@ -57,7 +60,7 @@ impl Used {
     /// A burst took that long.
     #[inline]
     pub(super) fn charge(&mut self, time: Duration) {
-        self.0 += time;
+        self.0 += time.min(LONGEST);
     }
 }
 
@@ -136,6 +139,15 @@ mod tests {
         let mut senders = [sender(100, 1, 10), sender(200_000, 1, 1)];
         run(&mut Turns::default(), &mut senders);
         assert!(senders[1].had > Duration::from_millis(990), "{:?}", senders[1].had);
+    }
+
+    #[test]
+    fn a_worker_that_was_stopped_leaves_no_endless_debt() {
+        let mut turns = Turns::default();
+        let mut senders = [sender(1_000, 1, 1), sender(1_000, 1, 1)];
+        senders[0].used.charge(Duration::from_secs(10));
+        run(&mut turns, &mut senders);
+        assert!(senders[0].had > Duration::from_millis(480), "{:?}", senders[0].had);
     }
 
     #[test]
