@@ -132,6 +132,12 @@ impl Device for PortDevice {
         }
     }
 
+    fn answered(&mut self, index: usize) {
+        if self.seats().is_some_and(|(seats, id)| seats.is_owner(id)) {
+            self.rings.answered(index);
+        }
+    }
+
     fn enable(&mut self, index: usize, enabled: bool) {
         self.change(index, || self.rings.enable(index, enabled), |waiting| waiting.1 = enabled);
     }
@@ -349,6 +355,12 @@ impl Rings {
     fn release(&self, index: usize) {
         if let Some(ring) = self.state.as_ref().and_then(|state| state.ring(index)) {
             ring.release();
+        }
+    }
+
+    fn answered(&self, index: usize) {
+        if let Some(ring) = self.state.as_ref().and_then(|state| state.ring(index)) {
+            ring.answered();
         }
     }
 

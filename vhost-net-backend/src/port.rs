@@ -33,6 +33,11 @@ pub trait Device {
     /// this a vring that is stopped and started again goes on where it was, whatever base the front end believes in.
     fn release(&mut self, _index: usize) {}
 
+    /// The front end is about to be told where the vring stopped.
+    fn answered(&mut self, index: usize) {
+        self.release(index);
+    }
+
     /// Replaces the call eventfd of a started vring.
     fn set_call(&mut self, index: usize, call: Option<OwnedFd>);
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
 use vm_memory::{MmapRegion, VolatileMemory as _};
 
 use super::{Indices, NicState, Resume, RingPlace, RingRecord, Sent};
@@ -23,6 +24,8 @@ const REGIONS: usize = 128;
 const REGION: usize = 40;
 /// The record counts.
 const COUNTS: u64 = 1;
+/// It counts, but the front end was told where the vring stopped, and may say that.
+const ANSWERED: u64 = 2;
 
 /// The record of one vring, for its one writer.
 #[derive(Clone, Debug)]
@@ -64,9 +67,8 @@ impl RingState {
     #[must_use]
     pub fn take_over(&self, place: &RingPlace, base: u16, used: u16) -> Resume {
         if let Some(resume) = self.record().and_then(|record| record.resume(place, used)) {
-            // Nothing else changes: a kill right now finds the same again.
-            let indices = Indices { avail: resume.avail, used };
-            self.showing(indices, indices);
+            // Nothing changes, unless the front end had been told: a kill right now finds the same again.
+            self.store(STATE, COUNTS);
             return resume;
         }
         self.begin(place, Indices { avail: base, used });
@@ -116,6 +118,19 @@ impl RingState {
         }
     }
 
+    /// The front end is about to be told where the vring stopped. A kill may come before it hears that, and of a packed
+    /// vring nothing else is left then: that record is kept.
+    pub fn answered(&self) {
+        let packed = self.load(FEATURES) & 1 << VIRTIO_F_RING_PACKED != 0;
+        if !packed {
+            return self.release();
+        }
+        self.store(SENT, 0);
+        if self.load(STATE) == COUNTS {
+            self.store(STATE, ANSWERED);
+        }
+    }
+
     /// The front end knows where the vring stopped, or sets it up anew: the record does not count any more.
     pub fn release(&self) {
         self.store(STATE, 0);
@@ -133,11 +148,12 @@ fn word(region: &MmapRegion, at: usize) -> Option<&AtomicU64> {
 /// What makes no sense in it.
 pub(super) fn read(region: &MmapRegion, at: usize) -> Result<Option<RingRecord>, &'static str> {
     let load = |offset: usize| word(region, at + offset).map_or(0, |word| word.load(Ordering::Acquire));
-    match load(STATE) {
+    let answered = match load(STATE) {
         0 => return Ok(None),
-        COUNTS => {}
+        COUNTS => false,
+        ANSWERED => true,
         _ => return Err("a state that does not exist"),
-    }
+    };
     let size = u16::try_from(load(SIZE)).ok().filter(|size| (1..=32768).contains(size));
     let size = size.ok_or("an impossible vring size")?;
     let count = usize::try_from(load(COUNT)).ok().filter(|count| *count <= MAX_REGIONS);
@@ -154,5 +170,5 @@ pub(super) fn read(region: &MmapRegion, at: usize) -> Result<Option<RingRecord>,
     let [a0, a1, u0, u1, a2, a3, u2, u3] = indices;
     let pair = |avail, used| Indices { avail: u16::from_le_bytes(avail), used: u16::from_le_bytes(used) };
     let (shown, showing) = (pair([a0, a1], [u0, u1]), pair([a2, a3], [u2, u3]));
-    Ok(Some(RingRecord { place, shown, showing, sent: Sent { first, frames: load(SENT) } }))
+    Ok(Some(RingRecord { answered, place, shown, showing, sent: Sent { first, frames: load(SENT) } }))
 }

@@ -37,7 +37,8 @@
 //! all that was in flight.
 //!
 //! A packed vring has no used index. There the record is written for each frame that is shown, and the first descriptor
-//! of that frame says which half is true: see `vring::packed::take_over`. QEMU restores nothing of a packed vring.
+//! of that frame says which half is true: see `vring::packed::take_over`. QEMU restores nothing of a packed vring. So its
+//! record is kept when GET_VRING_BASE is answered: a kill may come before the answer is heard.
 //!
 //! # The file, version 1
 //! All numbers are 64 bits in host byte order, unless said. The size is that of the NIC's vrings and never changes.
@@ -56,7 +57,7 @@
 //!
 //! | bytes | what |
 //! |---|---|
-//! | 0..8 | 1: the record counts; 0: it does not |
+//! | 0..8 | 1: the record counts; 2: it does, unless the front end heard where the packed vring stopped; 0: it does not |
 //! | 8..16 | four numbers of 16 bits, from the lowest: avail and used index before the last publication, avail and used index after it. With a packed vring bit 15 of each is the wrap counter |
 //! | 16..24 | avail index of the first frame of the burst that `sent` is about |
 //! | 24..32 | `sent`: bit i for frame i of that burst |
@@ -119,6 +120,8 @@ pub struct Sent {
 /// All that the file says about one vring.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RingRecord {
+    /// The front end was told where it stopped, and may not have heard.
+    pub answered: bool,
     /// Where it lies.
     pub place: RingPlace,
     /// Before the last publication.

@@ -39,7 +39,7 @@ fn a_record_outlives_the_process() {
     // As a kill leaves it: the first one does nothing any more, not even at its end.
     let second = open(folder.path());
     let sent = Sent { first: 17, frames: 1 | 1 << 63 };
-    let wanted = RingRecord { place: place(), shown: at(7, 5), showing: at(17, 15), sent };
+    let wanted = RingRecord { answered: false, place: place(), shown: at(7, 5), showing: at(17, 15), sent };
     assert_eq!(second.records(), [(1, wanted)]);
     let ring = second.ring(1).unwrap();
     assert_eq!(ring.take_over(&place(), 999, 15), Resume { avail: 17, sent: sent.frames, recorded: true });
@@ -128,7 +128,7 @@ fn files_that_cannot_be_right_are_replaced() {
         ("another magic", &|| patch(0, b"x")),
         ("another version", &|| patch(8, &[9])),
         ("another number of rings", &|| patch(16, &[1])),
-        ("a state that does not exist", &|| patch(128, &[2])),
+        ("a state that does not exist", &|| patch(128, &[3])),
         ("noise", &|| patch(128 + 24, &[0xff; 1000])),
     ];
     for (what, damage) in damages {

@@ -178,7 +178,7 @@ impl Session {
     ) -> Result<Answer, SessionError> {
         let index = self.ring_index(index)?;
         self.stop_ring(index, device);
-        device.release(index);
+        device.answered(index);
         let ring = self.ring(index)?;
         ring.kick = None;
         ring.call = None;

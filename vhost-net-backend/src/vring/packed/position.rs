@@ -9,6 +9,11 @@ pub(crate) struct Position(pub(crate) u16);
 const WRAP: u16 = 1 << 15;
 
 impl Position {
+    /// That slot, at that time round.
+    pub(crate) fn at(slot: u16, wrap: bool) -> Self {
+        Self(slot | if wrap { WRAP } else { 0 })
+    }
+
     /// The slot.
     #[inline]
     pub(crate) fn slot(self) -> u16 {

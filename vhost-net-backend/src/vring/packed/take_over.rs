@@ -13,15 +13,27 @@
 //!
 //! A driver that makes a ring clears the device's area, in which we never leave zero: that tells a guest which booted
 //! meanwhile, with a ring at the same place in the same memory.
+//!
+//! # Another device in the ring
+//! While nobody is connected QEMU takes the link down, and drops what the guest offers for transmission: from where it last
+//! knew the ring to be, whatever lies in front. Where that place happens to be offered, its used entries stand behind chains
+//! that nobody has completed. The guest sees none of them before these are completed, and we would wait for ever at the
+//! first one, since it is not offered any more. So what is in front of them is given back empty, as QEMU would have done
+//! had it known the place, and the ring goes on behind them.
+//!
+//! # An answer that was not heard
+//! The record is kept when the front end asks where the ring stopped ([`RingRecord::answered`]): a kill may come first, and
+//! it repeats what it said before. What is used between the two places says which of them is true.
 
 use arrayvec::ArrayVec;
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 
 use super::notify::{AVAIL, USED, is_offered};
 use super::position::Position;
 use super::walk::front;
-use crate::guest_memory::{GuestMemory, GuestSlice, PackedMemory};
-use crate::ring_state::{RingPlace, RingRecord};
-use crate::vring::chain::{Access, Buffers, WRITE};
+use crate::guest_memory::{Descriptor, GuestMemory, GuestSlice, PackedMemory};
+use crate::ring_state::{Indices, RingPlace, RingRecord, RingState};
+use crate::vring::chain::{Access, Buffers, NEXT, WRITE};
 use crate::vring::{RingError, RingSetup, SEGMENTS};
 
 /// Where to go on, and which frames from there have left already.
@@ -37,16 +49,112 @@ pub(super) struct Start {
 /// # Errors
 /// The front end's base is not in the ring.
 pub(super) fn take_over(setup: &RingSetup, memory: &PackedMemory) -> Result<Start, RingError> {
-    let (avail, base) = base(setup)?;
-    let Some(state) = &setup.state else { return Ok(Start { avail, used: base, sent: 0 }) };
+    let (avail, said) = base(setup)?;
+    let Some(state) = &setup.state else { return Ok(Start { avail, used: said, sent: 0 }) };
     let place = setup.place();
-    let found = state.record().and_then(|record| recorded(&record, &place, memory, &setup.memory));
-    if found.is_none() {
+    let found = state.record().and_then(|record| recorded(&record, &place, said, memory, &setup.memory));
+    let used = if let Some(used) = found {
+        pass_others(used, setup, memory, state)
+    } else {
         state.release();
-    }
-    let used = found.unwrap_or(base);
+        said
+    };
     let resume = state.take_over(&place, avail.0, used.0);
     Ok(Start { avail: Position(resume.avail), used, sent: resume.sent })
+}
+
+/// Completes what is in front of the used entries that another device wrote behind `from`, if there are any, and says where
+/// the ring goes on.
+fn pass_others(from: Position, setup: &RingSetup, ring: &PackedMemory, state: &RingState) -> Position {
+    let lag = state
+        .record()
+        .and_then(|record| [record.showing, record.shown].into_iter().find(|indices| indices.used == from.0));
+    // Of chains that were in flight elsewhere nobody knows what they are.
+    if lag.is_none_or(|indices| indices.avail != from.0) {
+        return from;
+    }
+    let Some(behind) = behind_others(from, setup, ring) else { return from };
+    let indices = |at: Position| Indices { avail: at.0, used: at.0 };
+    tracing::info!(
+        from = from.slot(),
+        to = behind.slot(),
+        "packed vring goes on behind what another device dropped"
+    );
+    // Before anything is completed: a kill in between finds a batch that is half written.
+    state.showing(indices(from), indices(behind));
+    complete(from, behind, ring, &setup.memory).unwrap_or(from)
+}
+
+/// Where the ring goes on behind used entries that we did not write, if there are any from `from` on.
+fn behind_others(from: Position, setup: &RingSetup, ring: &PackedMemory) -> Option<Position> {
+    let size = ring.size();
+    let (mut at, mut left, mut others) = (from, size, false);
+    while left > 0 {
+        let found = ring.descriptor(at.slot());
+        let mut count = 1;
+        if is_used(found.flags, at) {
+            // The driver has not seen it if something is in front, so that its id is in no other chain: where that stands
+            // in the descriptors behind (Linux writes it in each), they are the rest of the chain.
+            let chains = at != from && !setup.has(VIRTIO_RING_F_INDIRECT_DESC);
+            let mut more = at.after(1, size);
+            while chains && count < left && is_rest(&ring.descriptor(more.slot()), more, found.next) {
+                count += 1;
+                more = more.after(1, size);
+            }
+            others = true;
+        } else if others || !is_offered(ring.flags(at.slot()), at) {
+            break;
+        } else {
+            let mut slot = at;
+            while ring.descriptor(slot.slot()).flags & NEXT != 0 {
+                slot = slot.after(1, size);
+                count += 1;
+                if count > left {
+                    return None;
+                }
+            }
+        }
+        at = at.after(count, size);
+        left -= count;
+    }
+    others.then_some(at)
+}
+
+fn is_rest(found: &Descriptor, at: Position, id: u16) -> bool {
+    is_offered(found.flags, at) && found.next == id
+}
+
+/// Whether the descriptor at `at` is used: both bits are the wrap counter there.
+fn is_used(flags: u16, at: Position) -> bool {
+    [AVAIL, USED].iter().all(|bit| (flags & bit != 0) == at.wrap())
+}
+
+/// Whether the front end did not hear that the ring stopped at `stopped`, where the batch from `from` ended, and says an
+/// older place.
+fn is_unheard(from: Position, stopped: Position, said: Position, ring: &PackedMemory) -> bool {
+    let (size, end) = (ring.size(), end(ring));
+    if end.since(said, size).is_none() || end.since(stopped, size).is_none() {
+        return end.since(said, size).is_none();
+    }
+    let used = |at: Position| is_used(ring.flags(at.slot()), at);
+    if said.since(stopped, size).is_some() {
+        // Or it went on by itself.
+        return !used(stopped);
+    }
+    let (Some(back), last) = (stopped.since(said, size), stopped.since(from, size)) else { return false };
+    // Nobody stops within a batch.
+    last.is_some_and(|last| back < last) || (0..back).any(|count| used(said.after(count, size)))
+}
+
+/// Where the driver goes on: as far as AVAIL is the same as in slot 0 it has been this time round. (A chain of several
+/// descriptors that it is writing right now may blur that.)
+fn end(ring: &PackedMemory) -> Position {
+    let avail = |slot| ring.flags(slot) & AVAIL != 0;
+    let (slot, wrap) = match (1..ring.size()).find(|slot| avail(*slot) != avail(0)) {
+        Some(slot) => (slot, avail(0)),
+        None => (0, !avail(0)),
+    };
+    Position::at(slot, wrap)
 }
 
 /// The front end's two positions. DPDK's leaves the second one out: nothing is in flight in a ring that is stopped.
@@ -62,6 +170,7 @@ fn base(setup: &RingSetup) -> Result<(Position, Position), RingError> {
 fn recorded(
     record: &RingRecord,
     place: &RingPlace,
+    said: Position,
     ring: &PackedMemory,
     memory: &GuestMemory,
 ) -> Option<Position> {
@@ -72,11 +181,13 @@ fn recorded(
     }
     record.resume(place, record.shown.used)?;
     let (from, to) = (Position(record.shown.used), Position(record.showing.used));
-    let flags = ring.flags(from.slot());
-    if from == to || (flags & USED != 0) == from.wrap() {
-        return Some(to);
+    let shown = from == to || (ring.flags(from.slot()) & USED != 0) == from.wrap();
+    if record.answered {
+        // It was stopped, so that nothing is half written.
+        let stopped = if shown { to } else { from };
+        return (stopped == said || is_unheard(from, stopped, said, ring)).then_some(stopped);
     }
-    complete(from, to, ring, memory)
+    if shown { Some(to) } else { complete(from, to, ring, memory) }
 }
 
 /// The batch from one position to the other is not shown: completes it if that was begun, and says where to go on.
@@ -86,7 +197,7 @@ fn complete(from: Position, to: Position, ring: &PackedMemory, memory: &GuestMem
     let mut near = 0;
     while at != to {
         let flags = ring.flags(at.slot());
-        if [AVAIL, USED].iter().all(|bit| (flags & bit != 0) == at.wrap()) {
+        if is_used(flags, at) {
             break;
         }
         if !is_offered(flags, at) {

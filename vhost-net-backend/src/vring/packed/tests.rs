@@ -83,6 +83,7 @@ fn pop(ring: &mut PackedRing, memory: &GuestMemory, access: Access) -> Option<Fr
 
 const NEXT: u16 = 1;
 const INDIRECT: u16 = 4;
+const INDIRECT_DESC: u64 = 1 << 28;
 
 #[test]
 fn chains_that_lie_cost_their_frame_and_come_back() {
@@ -315,6 +316,119 @@ fn a_record_of_another_ring_does_not_count() {
     assert_eq!(start(&bench, 0x8002_8002).base(), 0x8002_8002);
 }
 
+/// QEMU drops what it finds where it last knew the ring to be, while no daemon is there.
+#[test]
+fn a_ring_in_which_another_device_wrote_goes_on() {
+    // How many descriptors each chain has; where QEMU believes the ring to be; how many chains it drops, of four.
+    for (chain, stale, dropped) in
+        [(1, 0x8000_8000, 2), (2, 0x8000_8000, 2), (1, 0x0004_0004, 4), (1, 0x8002_8002, 0)]
+    {
+        for (killed_at, features) in [(None, 0), (Some(0), 0), (Some(1), 0), (None, INDIRECT_DESC)] {
+            let what = format!("{chain} {stale:#x} {killed_at:?} {features:#x}");
+            let size = 6 * chain;
+            let stale = (stale & 0x8000_8000) | ((stale & 0x7fff_7fff) * u32::from(chain));
+            if chain > 1 && features != 0 {
+                continue;
+            }
+            let state = NicState::anonymous(1).unwrap();
+            let mut bench = Bench::new(size, features, false);
+            let add = |b: &mut Bench| {
+                let buffer = |i: u16| Segment { addr: BUFFERS + 4096 * u64::from(i), len: 100 };
+                b.driver.add(&(0..chain).map(buffer).collect::<Vec<_>>(), false).unwrap().unwrap();
+                b.driver.publish().unwrap();
+            };
+            let serve = |b: &mut Bench, ring: &mut PackedRing| {
+                let mut put = ring.written();
+                while pop(ring, &b.memory, Access::Read).is_some() {
+                    ring.put_used(0, false);
+                    put = put.wrapping_add(1);
+                }
+                ring.publish(put);
+            };
+            let (mut ring, _) = PackedRing::new(&mut bench.setup(START, None, state.ring(0))).unwrap();
+            for _ in 0..10 {
+                add(&mut bench);
+                serve(&mut bench, &mut ring);
+                assert!(bench.driver.pop_used().unwrap().is_some());
+            }
+            (0..4).for_each(|_| add(&mut bench));
+            drop(ring);
+            // QEMU is as a device without a record, which knows no better.
+            let (mut qemu, _) = PackedRing::new(&mut bench.setup(stale, None, None)).unwrap();
+            serve(&mut bench, &mut qemu);
+            assert_eq!(qemu.written(), dropped, "{what}");
+            let base = qemu.base();
+            drop(qemu);
+            // One may be killed while it mends that: entries are written from the last to the first.
+            let before: Vec<_> = (0..size).map(|slot| bench.entry(slot)).collect();
+            if let Some(written) = killed_at.filter(|_| dropped == 2) {
+                let _ = PackedRing::new(&mut bench.setup(base, None, state.ring(0))).unwrap();
+                for slot in [4, 5].into_iter().take(2 - written).map(|slot| slot * chain) {
+                    let (id, len, flags) = before[usize::from(slot)];
+                    bench.describe(bench.layout.desc, slot, BUFFERS, len, id, flags);
+                }
+            }
+            let (mut ring, _) = PackedRing::new(&mut bench.setup(base, None, state.ring(0))).unwrap();
+            serve(&mut bench, &mut ring);
+            let back = std::iter::from_fn(|| bench.driver.pop_used().unwrap()).count();
+            let wanted = u32::from(Position(0x8000).after(2 * chain, size).0) * 0x1_0001;
+            assert_eq!((back, ring.base()), (4, wanted), "{what}");
+            add(&mut bench);
+            serve(&mut bench, &mut ring);
+            assert!(bench.driver.pop_used().unwrap().is_some(), "{what}");
+        }
+    }
+}
+
+/// The front end asks where the ring stopped. Whether it heard that before the kill is found in the ring.
+#[test]
+fn an_answer_that_was_not_heard_is_not_lost() {
+    let state = NicState::anonymous(1).unwrap();
+    for stopped_after in 0..40_u16 {
+        for offered in 0..=6 {
+            let mut bench = Bench::new(6, 0, false);
+            let start = |b: &Bench, base| PackedRing::new(&mut b.setup(base, None, state.ring(0))).unwrap().0;
+            state.ring(0).unwrap().release();
+            let mut ring = start(&bench, START);
+            let add = |b: &mut Bench| {
+                b.driver.add(&[Segment { addr: BUFFERS, len: 64 }], true).unwrap().unwrap();
+                b.driver.publish().unwrap();
+            };
+            for i in 1..=stopped_after {
+                add(&mut bench);
+                pop(&mut ring, &bench.memory, Access::Write).unwrap();
+                ring.put_used(9, false);
+                ring.publish(i);
+                bench.driver.pop_used().unwrap().unwrap();
+            }
+            (0..offered).for_each(|_| add(&mut bench));
+            let what = format!("{stopped_after} {offered}");
+            let base = ring.base();
+            drop(ring);
+            let stopped = state.ring(0).unwrap();
+            stopped.answered();
+            assert_eq!(start(&bench, START).base(), base, "not heard: {what}");
+            stopped.answered();
+            assert_eq!(start(&bench, base).base(), base, "heard: {what}");
+            // It heard, and drops all by itself.
+            stopped.answered();
+            let (mut qemu, _) = PackedRing::new(&mut bench.setup(base, None, None)).unwrap();
+            while pop(&mut qemu, &bench.memory, Access::Write).is_some() {
+                qemu.put_used(0, false);
+            }
+            qemu.publish(offered);
+            let gone_on = qemu.base();
+            drop(qemu);
+            assert_eq!(start(&bench, gone_on).base(), gone_on, "went on: {what}");
+            // The guest boots, its ring in the same place.
+            stopped.answered();
+            bench.driver = PackedDriver::new(bench.ram.memory().clone(), bench.layout, false).unwrap();
+            (0..offered).for_each(|_| add(&mut bench));
+            assert_eq!(start(&bench, START).base(), START, "anew: {what}");
+        }
+    }
+}
+
 /// While the guest migrates: the slot of a used entry, and the device's area as if it lay where the front end says.
 #[test]
 fn what_is_written_into_the_ring_is_marked() {
@@ -351,6 +465,16 @@ fn what_is_written_into_the_ring_is_marked() {
     assert_eq!(marks(), [0_usize; 0]);
 }
 
+/// How a daemon ends, and what the next one is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// It is killed: what was said at the start.
+    Killed,
+    /// It is stopped, and what it says is heard, or not before a kill.
+    Heard,
+    Unheard,
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Step {
     /// The driver adds a chain of that many buffers, or it shows what it added, takes back, arms or disarms.
@@ -364,8 +488,7 @@ enum Step {
     Show(usize),
     /// It pops, and offers again.
     Rewind,
-    /// It is stopped and goes on where it says; or it is killed, and goes on where the record says.
-    Restart(bool),
+    Restart(End),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -378,7 +501,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         8 => any::<bool>().prop_map(Step::Put),
         6 => (0_usize..6).prop_map(Step::Show),
         1 => Just(Step::Rewind),
-        1 => any::<bool>().prop_map(Step::Restart),
+        1 => prop_oneof![Just(End::Killed), Just(End::Heard), Just(End::Unheard)]
+            .prop_map(Step::Restart),
     ];
     proptest::collection::vec(step, 1..300)
 }
@@ -474,7 +598,7 @@ impl Model {
                 pop(ring, memory, Access::Write);
                 ring.rewind(mark);
             }
-            Step::Restart(killed) => return self.restart(killed),
+            Step::Restart(end) => return self.restart(end),
         }
         let more = ring.arm();
         prop_assert_eq!(more, !self.offered.is_empty(), "somebody may sleep");
@@ -506,13 +630,19 @@ impl Model {
     }
 
     /// What was not shown is offered again, in its order.
-    fn restart(&mut self, killed: bool) -> Result<(), TestCaseError> {
+    fn restart(&mut self, end: End) -> Result<(), TestCaseError> {
         let ring = self.ring.take().unwrap();
+        if end == End::Unheard {
+            self.bench.driver.publish().unwrap();
+            self.offered.append(&mut self.added);
+        }
         // After a crash the front end says what it said at the start.
-        let base = if killed { START } else { ring.base() };
+        let base = if matches!(end, End::Killed | End::Unheard) { START } else { ring.base() };
         drop(ring);
-        if !killed {
-            self.state.ring(0).unwrap().release();
+        let state = self.state.ring(0).unwrap();
+        match end {
+            End::Killed => {}
+            End::Heard | End::Unheard => state.answered(),
         }
         let call = self.call.try_clone().unwrap();
         let mut setup = self.bench.setup(base, Some(call), self.state.ring(0));
