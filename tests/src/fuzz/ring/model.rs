@@ -20,6 +20,8 @@ pub(super) struct Model {
     pub(super) used: u64,
     /// Next avail index to pop.
     pub(super) next_avail: u16,
+    /// The guest's avail index when the device last looked.
+    pub(super) seen: u16,
     /// Next used index to write.
     pub(super) next_used: u16,
 }
@@ -34,10 +36,29 @@ pub(super) struct Walk {
 }
 
 impl Model {
-    /// How many chains are offered; more than there is room for: the guest lies.
-    pub(super) fn available(&self, image: &Image) -> Result<u16> {
+    /// How many chains are offered; more than there is room for: the guest lies. The device looks again only when it
+    /// has seen fewer than it wants.
+    pub(super) fn available(&mut self, image: &Image, wanted: u16) -> Result<u16> {
+        let seen = self.seen.wrapping_sub(self.next_avail);
+        if seen >= wanted {
+            return Ok(seen);
+        }
         let to = image.u16(self.avail + 2).context("the avail ring")?;
-        Ok(to.wrapping_sub(self.next_avail))
+        let offered = to.wrapping_sub(self.next_avail);
+        if offered <= self.size {
+            self.seen = to;
+        }
+        Ok(offered)
+    }
+
+    /// Whether the chain at `head` is one descriptor that holds `need` bytes in one region.
+    pub(super) fn is_whole_buffer(&self, image: &Image, head: u16, need: u32) -> bool {
+        if head >= self.size {
+            return false;
+        }
+        let Some(found) = Descriptor::read(image, self.desc + 16 * u64::from(head)) else { return false };
+        let there = image.at(found.addr).map_or(0, <[u8]>::len);
+        found.flags == WRITE && found.len >= need && usize::try_from(found.len).is_ok_and(|len| len <= there)
     }
 
     /// The head in front, `ahead` chains on.
