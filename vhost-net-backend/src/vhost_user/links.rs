@@ -13,6 +13,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
@@ -30,6 +31,14 @@ pub(super) struct Order {
     pub(super) port: PortId,
     pub(super) up: bool,
     pub(super) reply: Sender<io::Result<()>>,
+    taken: Arc<AtomicBool>,
+}
+
+impl Order {
+    /// Whether it is still wanted: whoever asked has not lost patience, and will hear what came of it.
+    pub(super) fn take(&self) -> bool {
+        !self.taken.swap(true, Ordering::AcqRel)
+    }
 }
 
 /// Takes links down and up. Works on any thread.
@@ -63,10 +72,16 @@ impl Links {
     /// It cannot be done, and the link is as it was; or the daemon is stopping.
     pub fn set(&self, port: PortId, up: bool) -> io::Result<()> {
         let (reply, answer) = bounded(1);
-        mailbox::post(&self.orders, &*self.bell, Order { port, up, reply });
+        let taken = Arc::new(AtomicBool::new(false));
+        mailbox::post(&self.orders, &*self.bell, Order { port, up, reply, taken: Arc::clone(&taken) });
         let late =
-            |_| io::Error::new(io::ErrorKind::TimedOut, "the daemon is stopping or short of descriptors");
-        answer.recv_timeout(PATIENCE).map_err(late)?
+            || Err(io::Error::new(io::ErrorKind::TimedOut, "the daemon is stopping or short of descriptors"));
+        match answer.recv_timeout(PATIENCE) {
+            Ok(done) => done,
+            // Nobody will act on it any more.
+            Err(_) if !taken.swap(true, Ordering::AcqRel) => late(),
+            Err(_) => answer.recv().unwrap_or_else(|_| late()),
+        }
     }
 }
 

@@ -336,14 +336,15 @@ impl Acceptor {
     }
 
     fn obey(&mut self) {
-        for Order { port, up, reply } in self.orders.collect() {
+        for order in self.orders.collect().into_iter().filter(Order::take) {
+            let (port, up) = (order.port, order.up);
             let place = self.ports.iter_mut().find(|place| place.served.port.id == port);
             let done = place.map_or(Err(io::ErrorKind::NotFound.into()), |place| place.set_link(up));
             if done.is_ok() {
                 self.shared.daemon.link(port, up);
             }
-            // Whoever asked may have lost patience.
-            let _ = reply.send(done);
+            // Whoever asked waits for it.
+            let _ = order.reply.send(done);
         }
     }
 
