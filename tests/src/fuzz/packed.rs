@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use router::{DropReason, VnetHeader};
-use vhost_net_backend::vring::{BURST, Burst, PortFault, RxRing, SEGMENTS, TxRing};
+use vhost_net_backend::vring::{BURST, BURST_BYTES, Burst, PortFault, RxRing, SEGMENTS, TxRing};
 
 use super::guest::{Driver, Guest, Image, descriptor};
 use super::input::Input;
@@ -124,8 +124,9 @@ impl Bench {
         let mut image = self.guest.image()?;
         let mut burst = Burst::default();
         let popped = ring.pop_burst(&self.guest.memory, &mut burst);
-        let (before, mut room) = (image.clone(), SEGMENTS);
+        let (before, mut room, mut bytes) = (image.clone(), SEGMENTS, 0_u32);
         for frame in &burst.frames {
+            ensure!(bytes < BURST_BYTES, "a frame behind {bytes} bytes");
             let Found::Chain(chain) = model.front(&before, false) else {
                 anyhow::bail!("a chain was popped that is not offered")
             };
@@ -136,10 +137,11 @@ impl Bench {
             let found = (frame.head, frame.count, frame.len);
             ensure!(found == (chain.id, count, wanted.unwrap_or(0)), "{found:?} instead of {wanted:?}");
             room -= count;
+            bytes = bytes.saturating_add(frame.len);
             model.used(&mut image, chain.id, 0)?;
             model.pop(chain.count);
         }
-        if burst.frames.len() < BURST {
+        if burst.frames.len() < BURST && bytes < BURST_BYTES {
             match model.front(&before, false) {
                 Found::Nothing => ensure!(popped.is_ok(), "{popped:?}"),
                 Found::Endless if burst.frames.is_empty() => {

@@ -11,7 +11,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use router::{DropReason, VnetHeader};
 use vhost_net_backend::guest_memory::HostBuffer;
-use vhost_net_backend::vring::{BURST, Burst, Frame, PortFault, RxRing, SEGMENTS, TxRing};
+use vhost_net_backend::vring::{BURST, BURST_BYTES, Burst, Frame, PortFault, RxRing, SEGMENTS, TxRing};
 
 use super::guest::{Driver, Guest, Image};
 use super::input::Input;
@@ -168,8 +168,9 @@ impl Bench {
         popped?;
         ensure!(burst.frames.len() <= BURST.min(usize::from(available)), "{} frames", burst.frames.len());
         let header_len = ring.header_len();
-        let mut room = SEGMENTS;
+        let (mut room, mut bytes) = (SEGMENTS, 0_u32);
         for (frame, ahead) in burst.frames.iter().zip(0..) {
+            ensure!(bytes < BURST_BYTES, "a frame behind {bytes} bytes");
             let head = model.head(&image, ahead)?;
             let walk = model.walk(&image, head, false);
             // A chain that does not even fit alone is malformed; else it waits for the next burst.
@@ -181,11 +182,12 @@ impl Bench {
             let found = (frame.count, frame.len);
             ensure!(found == (count, wanted.unwrap_or(0)), "{found:?} instead of {wanted:?} in {count}");
             room -= count;
+            bytes = bytes.saturating_add(frame.len);
             same_bytes(&image, &burst, frame, &walk.pieces)?;
         }
         let popped = u16::try_from(burst.frames.len())?;
         let mut twice = None;
-        if usize::from(popped) < BURST.min(usize::from(available)) {
+        if usize::from(popped) < BURST.min(usize::from(available)) && bytes < BURST_BYTES {
             let head = model.head(&image, popped)?;
             let walk = model.walk(&image, head, false);
             twice = burst.frames.iter().find(|frame| frame.head == head).map(|frame| frame.head);
@@ -214,7 +216,7 @@ impl Bench {
         let mut setup = self.driver.setup(&self.guest, self.features);
         let Ok(ring) = RxRing::new(&mut setup, true) else { return Ok(()) };
         let shown = model.next_used;
-        let mut receiver = Receiver { ring, model, batches: Vec::new(), shown };
+        let mut receiver = Receiver { ring, model, batches: Vec::new(), shown, vain: None };
         for _ in 0..STEPS {
             match self.step(input) {
                 Step::Done => {}
@@ -249,7 +251,7 @@ impl Bench {
     /// A frame goes in, or nothing does; `false` when the ring stops.
     fn put(&self, to: &mut Receiver, worker: usize, head_len: usize, tail_len: u16) -> Result<bool> {
         let mut image = self.guest.image()?;
-        let Receiver { ring, model, batches, .. } = to;
+        let Receiver { ring, model, batches, vain, .. } = to;
         let head = vec![0xc3; head_len];
         let tail = self.pieces.slice(0, usize::from(tail_len));
         let vnet = VnetHeader { flags: 1, csum_start: 34, csum_offset: 16, ..VnetHeader::default() };
@@ -257,20 +259,24 @@ impl Bench {
         let header_len = if self.features & (1 << 15 | 1 << 32) == 0 { 10 } else { 12 };
         let mergeable = self.features & 1 << 15 != 0;
         let need = u32::try_from(header_len + head_len + usize::from(tail_len))?;
-        let mut available = model.available(&image, 1)?;
-        // For nearly every frame the first buffer will do.
-        let first = (1..=model.size).contains(&available).then(|| model.head(&image, 0)).transpose()?;
-        if !first.is_some_and(|head| model.is_whole_buffer(&image, head, need)) {
-            available = model.available(&image, model.size)?;
-        }
+        let (available, slow) = model.offered(&image, need)?;
         if available > model.size {
             ensure!(found == Err(DropReason::RxBadBuffer) && ring.fault.is_some(), "{found:?}");
             return Ok(false);
         }
-        let taken = take(model, &image, available, mergeable, need)?;
-        match taken {
-            Err((reason, back)) => {
+        if let Some(reason) =
+            slow.then(|| vain.as_ref()?.refuses(model.next_avail, available, need)).flatten()
+        {
+            ensure!(found == Err(reason), "{found:?} though it was tried in vain");
+            self.unchanged_but(&image)?;
+            return Ok(true);
+        }
+        match take(model, &image, available, mergeable, need)? {
+            Err(Refused { reason, back, again, room }) => {
                 ensure!(found == Err(reason), "{found:?} instead of {reason:?}");
+                if reason != DropReason::RxBadBuffer {
+                    *vain = Some(Vain { reason, base: model.next_avail, again, room });
+                }
                 // All chains up to the bad one go back, empty.
                 for _ in 0..back {
                     let head = model.head(&image, 0)?;
@@ -313,6 +319,7 @@ impl Bench {
         if let Some((_, end, _)) = to.batches.drain(..ready).next_back() {
             to.model.show(&mut image, end)?;
             to.shown = end;
+            to.vain = None;
         }
         self.unchanged_but(&image)?;
         Ok(true)
@@ -348,6 +355,31 @@ struct Receiver {
     batches: Vec<(usize, u16, bool)>,
     /// The used index that the guest was shown.
     shown: u16,
+    /// The frame that did not fit last.
+    vain: Option<Vain>,
+}
+
+/// A frame that did not fit from `base` on: one that needs more than `room` bytes is not tried before `again` chains are
+/// on offer.
+struct Vain {
+    reason: DropReason,
+    base: u16,
+    again: u32,
+    room: u32,
+}
+
+impl Vain {
+    fn refuses(&self, base: u16, offered: u16, need: u32) -> Option<DropReason> {
+        (base == self.base && u32::from(offered) < self.again && need > self.room).then_some(self.reason)
+    }
+}
+
+/// Why no chains were found: how many go back for that, from how many on it is tried again, what was found until then.
+struct Refused {
+    reason: DropReason,
+    back: u16,
+    again: u32,
+    room: u32,
 }
 
 /// A chain that a frame goes into.
@@ -357,33 +389,38 @@ struct Chain {
     pieces: Vec<(u64, u32)>,
 }
 
-/// The chains that a frame of `need` bytes goes into; or why there are none, and how many go back for that.
+/// The chains that a frame of `need` bytes goes into, or why there are none.
 fn take(
     model: &Model,
     image: &Image,
     available: u16,
     mergeable: bool,
     need: u32,
-) -> Result<Result<Vec<Chain>, (DropReason, u16)>> {
+) -> Result<Result<Vec<Chain>, Refused>> {
     let mut chains: Vec<Chain> = Vec::new();
     let (mut room, mut pieces) = (0_u32, 0);
     while room < need {
         let ahead = u16::try_from(chains.len())?;
+        let never = |reason, back| Refused { reason, back, again: u32::MAX, room };
         if ahead == available {
-            return Ok(Err((DropReason::RxRingFull, 0)));
+            let more = u32::try_from(pieces / 8)?.max(1);
+            let again = (u32::from(available) + more).min(model.size.into());
+            let full = available == model.size;
+            let again = if full { u32::MAX } else { again };
+            return Ok(Err(Refused { again, ..never(DropReason::RxRingFull, 0) }));
         }
         if !mergeable && ahead > 0 {
-            return Ok(Err((DropReason::RxBufferSmall, 0)));
+            return Ok(Err(never(DropReason::RxBufferSmall, 0)));
         }
         let head = model.head(image, ahead)?;
         let walk = model.walk(image, head, true);
         let full = pieces + walk.pieces.len() > SEGMENTS;
         if full && ahead > 0 {
             // Legal as far as the device looks: the frame is too large for buffers so small.
-            return Ok(Err((DropReason::RxRingFull, 0)));
+            return Ok(Err(never(DropReason::RxRingFull, 0)));
         }
         let Some(total) = walk.total.filter(|_| !full) else {
-            return Ok(Err((DropReason::RxBadBuffer, ahead + 1)));
+            return Ok(Err(never(DropReason::RxBadBuffer, ahead + 1)));
         };
         pieces += walk.pieces.len();
         room = room.saturating_add(total);

@@ -9,6 +9,8 @@
 //! A chain that lies (a loop, an address outside memory) costs its own frame. Ring indices that lie are a
 //! [`PortFault`]: the vring stops until the front end starts it again.
 
+#[cfg(test)]
+mod bad_buffer_tests;
 pub(crate) mod batches;
 mod chain;
 mod kind;
@@ -17,6 +19,7 @@ mod lines;
 mod log_tests;
 #[cfg(test)]
 mod machine;
+mod malformed;
 pub(crate) mod notify;
 pub(crate) mod packed;
 mod rx;
@@ -24,6 +27,7 @@ mod split;
 #[cfg(test)]
 pub(crate) mod tests;
 mod tx;
+mod vain;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -36,7 +40,7 @@ pub use kind::Ring;
 pub use packed::PackedRing;
 pub use rx::RxRing;
 pub use split::SplitRing;
-pub use tx::TxRing;
+pub use tx::{BURST_BYTES, TxRing};
 
 /// Most frames of one burst.
 pub const BURST: usize = 64;

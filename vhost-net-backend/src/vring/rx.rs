@@ -1,6 +1,7 @@
 //! A receive vring: whole frames go in, or nothing.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use arrayvec::ArrayVec;
 use router::{DropReason, OffloadCaps, VnetHeader};
@@ -8,6 +9,8 @@ use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 
 use super::batches::Batches;
 use super::chain::{Access, Buffers, ChainError, WRITE, walk};
+use super::malformed::Malformed;
+use super::vain::Vain;
 use super::{PortFault, Ring, RingError, RingLog, RingSetup, SEGMENTS, SplitRing};
 use crate::guest_memory::{DirtyLog, GuestMemory, GuestSlice};
 
@@ -28,6 +31,9 @@ pub struct RxRing {
     pub enabled: bool,
     /// Why it can no longer be used, if so.
     pub fault: Option<PortFault>,
+    malformed: Malformed,
+    /// The frame that did not fit last.
+    vain: Option<Vain>,
     batches: Batches,
     /// Where the pages of buffers are marked while the guest migrates.
     log: Option<Arc<DirtyLog>>,
@@ -61,6 +67,8 @@ impl RxRing {
             caps: OffloadCaps::from_features(setup.features),
             enabled,
             fault: None,
+            malformed: Malformed::default(),
+            vain: None,
             batches: Batches::default(),
             log: setup.log.buffers.clone(),
             near: 0,
@@ -134,27 +142,28 @@ impl RxRing {
         tail: &[GuestSlice<'_>],
         need: u32,
     ) -> Result<(), DropReason> {
-        let Self { ring, memory, near, batches, log, .. } = self;
+        let Self { ring, memory, near, enabled, fault, malformed, vain, batches, log, .. } = self;
         let mut segments: ArrayVec<GuestSlice<'_>, SEGMENTS> = ArrayVec::new();
         let mut taken: ArrayVec<Taken, SEGMENTS> = ArrayVec::new();
         let from = Buffers { memory, near };
         let outcome = match ring {
-            Ring::Split(ring) => take(ring, from, self.mergeable, need, &mut segments, &mut taken),
+            Ring::Split(ring) => take(ring, from, self.mergeable, need, vain, &mut segments, &mut taken),
             Ring::Packed(ring) => ring.take(from, self.mergeable, need, &mut segments, &mut taken),
         };
         match outcome {
             Ok(Ok(())) => {}
-            Ok(Err(reason)) => {
-                if reason == DropReason::RxBadBuffer {
-                    // It was put back.
-                    batches.note(worker, ring.written());
+            Ok(Err(DropReason::RxBadBuffer)) => {
+                // It was put back, with those in front of it.
+                batches.note(worker, ring.written());
+                if let Err(too_many) = malformed.add(taken.len() + 1, Instant::now()) {
+                    (*enabled, *fault) = (false, Some(too_many));
                 }
-                return Err(reason);
+                return Err(DropReason::RxBadBuffer);
             }
-            Err(fault) => {
+            Ok(Err(reason)) => return Err(reason),
+            Err(found) => {
                 // No buffer of this ring can be believed any more.
-                self.enabled = false;
-                self.fault = Some(fault);
+                (*enabled, *fault) = (false, Some(found));
                 return Err(DropReason::RxBadBuffer);
             }
         }
@@ -198,6 +207,8 @@ impl RxRing {
     pub fn finish(&mut self, worker: usize) {
         if let Some(end) = self.batches.finish(worker) {
             self.ring.publish(end);
+            // Frames went in since: before the index comes round to the same value.
+            self.vain = None;
         }
     }
 
@@ -261,15 +272,26 @@ fn take<'m>(
     from: Buffers<'m, '_>,
     mergeable: bool,
     need: u32,
+    vain: &mut Option<Vain>,
     segments: &mut ArrayVec<GuestSlice<'m>, SEGMENTS>,
     taken: &mut ArrayVec<Taken, SEGMENTS>,
 ) -> Result<Result<(), DropReason>, PortFault> {
-    let (before, available) = (ring.next_avail, ring.available(ring.size())?);
+    let (before, available, size) = (ring.next_avail, ring.available(ring.size())?, ring.size());
+    let base = before.get();
+    if let Some(reason) = vain.and_then(|vain| vain.refuses(base, available, need)) {
+        return Ok(Err(reason));
+    }
     let outcome = take_some(ring, available, from, mergeable, need, segments, taken);
     if let Err(reason) = outcome {
         ring.next_avail = before;
         if reason == DropReason::RxBadBuffer {
             (0..=taken.len()).for_each(|_| ring.give_back());
+        } else {
+            let room = taken.iter().fold(0, |sum: u32, chain| sum.saturating_add(chain.capacity));
+            // Only where all that is offered was walked may more of it help.
+            let all = usize::from(available) == taken.len();
+            let worth = if all { Vain::worth(segments.len(), available, size) } else { u16::MAX };
+            *vain = Some(Vain { reason, base, worth, room });
         }
     }
     Ok(outcome)

@@ -1,11 +1,12 @@
 //! A transmit vring: the guest's frames, a burst at a time.
 
 use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use router::OffloadCaps;
 
 use super::chain::{Access, Buffers, ChainError, walk};
+use super::malformed::Malformed;
 use super::{BURST, Burst, Frame, PortFault, Ring, RingError, RingSetup, SplitRing};
 use crate::guest_memory::GuestMemory;
 
@@ -15,29 +16,23 @@ use crate::guest_memory::GuestMemory;
 const TX_USED_LEN: u32 = 0;
 /// Bytes at the start of a chain that are looked at for nearly every frame: vnet header, Ethernet, IP, ports.
 pub(super) const HEADERS: u32 = 96;
-/// Malformed chains within a second after which the vring stops: no driver has so many by mistake.
-const MAX_MALFORMED: usize = 10_000;
-
 /// [`BURST`] as the rings count.
-const MOST: u16 = 64;
+pub(super) const MOST: u16 = 64;
 const _: () = assert!(BURST == 64);
-/// A burst that takes longer is too long: five times what one of large frames takes.
-const LONG: Duration = Duration::from_micros(250);
+/// Bytes after which a burst ends: others wait meanwhile, and to cut a large frame into small segments costs a hundred times
+/// what it costs to copy it.
+pub const BURST_BYTES: u32 = 256 * 1024;
 
 /// A running transmit vring. Its memory is kept beside it, by whoever pops: a [`Burst`] borrows from that.
 #[derive(Debug)]
 pub struct TxRing {
     ring: Ring,
     header_len: u32,
-    /// Malformed chains, and the second that they came in.
-    malformed: usize,
-    second: Option<Instant>,
+    malformed: Malformed,
     sender: OffloadCaps,
     /// A bit for each head, set while a burst is popped: one that comes twice was offered before it was given back.
     popped: Box<[u64]>,
     repeated: Option<u16>,
-    /// Frames of the next burst at most.
-    most: u16,
     /// Avail index of the burst's first frame.
     first: u16,
     /// Bit i: the frame i places ahead left by an uplink before a crash.
@@ -58,12 +53,10 @@ impl TxRing {
         Ok(Self {
             ring,
             header_len,
-            malformed: 0,
-            second: None,
+            malformed: Malformed::default(),
             sender,
             popped,
             repeated: None,
-            most: MOST,
             first: 0,
             gone,
             near: 0,
@@ -100,22 +93,22 @@ impl TxRing {
         self.sender
     }
 
-    /// Pops what there is, at most [`BURST`] frames. A malformed chain becomes a frame without buffers, so that it is
+    /// Pops what there is, at most [`BURST`] frames, and none behind [`BURST_BYTES`]. A malformed chain becomes a frame without buffers, so that it is
     /// counted and given back like any other. A chain that is offered twice ends the burst, and [`Self::judge`] the ring.
     ///
     /// # Errors
     /// The ring can no longer be trusted.
     pub fn pop_burst<'m>(&mut self, memory: &'m GuestMemory, burst: &mut Burst<'m>) -> Result<(), PortFault> {
-        let Self { ring, header_len, popped, repeated, most, first, near, .. } = self;
+        let Self { ring, header_len, popped, repeated, first, near, .. } = self;
         let from = Buffers { memory, near };
         match ring {
             Ring::Split(ring) => {
                 *first = ring.next_avail.get();
-                *repeated = pop_split(ring, popped, from, *header_len, *most, burst)?;
+                *repeated = pop_split(ring, popped, from, *header_len, burst)?;
             }
             Ring::Packed(ring) => {
                 *first = ring.next_index();
-                ring.pop_burst(from, *header_len, *most, burst)?;
+                ring.pop_burst(from, *header_len, burst)?;
             }
         }
         if self.gone != 0 {
@@ -135,13 +128,6 @@ impl TxRing {
         }
     }
 
-    /// The burst took that long. A frame can cost a thousand times what another does (segmentation, long chains), and
-    /// others wait meanwhile: after a burst that took too long the next one is half as long.
-    pub fn took(&mut self, used: Duration) {
-        let most = if used > LONG { self.most / 2 } else { self.most * 2 };
-        self.most = most.clamp(1, MOST);
-    }
-
     /// Counts the malformed chains of a burst that is completed.
     ///
     /// # Errors
@@ -151,14 +137,7 @@ impl TxRing {
             return Err(PortFault::HeadTwice { head });
         }
         let malformed = burst.frames.iter().filter(|frame| frame.count == 0).count();
-        if malformed == 0 {
-            return Ok(());
-        }
-        if self.second.is_none_or(|second| now.duration_since(second) >= Duration::from_secs(1)) {
-            (self.second, self.malformed) = (Some(now), 0);
-        }
-        self.malformed += malformed;
-        if self.malformed > MAX_MALFORMED { Err(PortFault::MalformedChains) } else { Ok(()) }
+        if malformed == 0 { Ok(()) } else { self.malformed.add(malformed, now) }
     }
 
     /// Gives every chain of the burst back and shows that to the guest.
@@ -180,17 +159,19 @@ impl TxRing {
     }
 }
 
-/// Pops at most `most` chains of a split vring; returns a head that was offered twice, which ends the burst.
+/// Pops chains of a split vring; returns a head that was offered twice, which ends the burst.
 fn pop_split<'m>(
     ring: &mut SplitRing,
     popped: &mut [u64],
     mut from: Buffers<'m, '_>,
     header_len: u32,
-    most: u16,
     burst: &mut Burst<'m>,
 ) -> Result<Option<u16>, PortFault> {
-    let mut repeated = None;
-    for _ in 0..ring.available(most)?.min(most) {
+    let (mut repeated, mut bytes) = (None, 0_u32);
+    for _ in 0..ring.available(MOST)?.min(MOST) {
+        if bytes >= BURST_BYTES {
+            break;
+        }
         let head = ring.memory.avail_head(ring.next_avail.get());
         if !mark(popped, head) {
             repeated = Some(head);
@@ -214,6 +195,7 @@ fn pop_split<'m>(
             break;
         }
         burst.buffers(&frame).iter().take(2).for_each(|buffer| buffer.prefetch(HEADERS));
+        bytes = bytes.saturating_add(frame.len);
         ring.next_avail.advance(1);
         ring.note_popped(head);
     }

@@ -124,6 +124,7 @@ impl Worker {
             self.turns.has_frames(entry.used);
             return Turn::Stays;
         }
+        entry.set_busy(false);
         entry.quiet = entry.quiet.saturating_add(1);
         let retires = entry.quiet > QUIET_ROUNDS && self.poll != Poll::Busy && !entry.arm();
         if retires { Turn::Retires } else { Turn::Stays }

@@ -1,6 +1,8 @@
 //! Where a worker's frames come from.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use router::PortId;
@@ -25,6 +27,11 @@ pub(super) struct Entry {
     /// Rounds since its last frame.
     pub(super) quiet: u32,
     pub(super) used: Used,
+    /// Whether it is one of the sharers.
+    busy: bool,
+    /// Sources of the same port that have frames. What one of them uses counts for all: a guest with many queue pairs has no
+    /// more of the worker than one with a single pair. Atomic only because a worker is made on another thread.
+    sharers: Arc<AtomicU32>,
 }
 
 /// All sources of a worker. An index stays the same as long as its source is there: it is epoll's token.
@@ -38,6 +45,13 @@ pub(super) struct Sources {
 }
 
 impl Source {
+    fn port(&self) -> PortId {
+        match self {
+            Self::Guest(queue) => queue.port,
+            Self::Uplink { port, .. } => *port,
+        }
+    }
+
     /// The guest's port.
     fn guest(&self) -> Option<PortId> {
         match self {
@@ -48,12 +62,26 @@ impl Source {
 }
 
 impl Entry {
-    /// Its burst took that long.
-    pub(super) fn charge(&mut self, time: Duration) {
-        self.used.charge(time);
-        if let Source::Guest(queue) = &mut self.source {
-            queue.ring.took(time);
+    fn new(source: Source, used: Used, sharers: Arc<AtomicU32>) -> Self {
+        Self { source, active: false, quiet: 0, used, busy: false, sharers }
+    }
+
+    /// It has frames, or has no more.
+    #[inline]
+    pub(super) fn set_busy(&mut self, busy: bool) {
+        if busy == std::mem::replace(&mut self.busy, busy) {
+            return;
         }
+        // Only the worker's own thread ever writes.
+        let sharers = self.sharers.load(Ordering::Relaxed);
+        self.sharers.store(if busy { sharers + 1 } else { sharers.saturating_sub(1) }, Ordering::Relaxed);
+    }
+
+    /// Its burst took that long.
+    #[inline]
+    pub(super) fn charge(&mut self, time: Duration) {
+        self.set_busy(true);
+        self.used.charge(time, self.sharers.load(Ordering::Relaxed));
     }
 
     /// Whether it is a vring that is not to be served.
@@ -127,9 +155,12 @@ impl Sources {
 
     /// Fills a free index; the source begins active.
     pub(super) fn put(&mut self, at: usize, source: Source) {
+        let port = source.port();
+        let sibling = self.all.iter().flatten().find(|entry| entry.source.port() == port);
+        let sharers = sibling.map(|entry| Arc::clone(&entry.sharers)).unwrap_or_default();
         if let Some(slot) = self.all.get_mut(at) {
             let used = source.guest().and_then(|port| self.left.get(&port)).copied().unwrap_or_default();
-            *slot = Some(Entry { source, active: false, quiet: 0, used });
+            *slot = Some(Entry::new(source, used, sharers));
             self.wake(at);
         }
     }
@@ -137,7 +168,8 @@ impl Sources {
     /// Takes a source out of the table.
     pub(super) fn remove(&mut self, at: usize) -> Option<Source> {
         self.active.retain(|active| *active != at);
-        let entry = self.all.get_mut(at)?.take()?;
+        let mut entry = self.all.get_mut(at)?.take()?;
+        entry.set_busy(false);
         if let Some(port) = entry.source.guest() {
             self.left.insert(port, entry.used);
         }
@@ -162,7 +194,9 @@ impl Sources {
     pub(super) fn retire(&mut self, place: usize) {
         if place < self.active.len() {
             let at = self.active.swap_remove(place);
-            self.get_mut(at).into_iter().for_each(|entry| entry.active = false);
+            let Some(entry) = self.get_mut(at) else { return };
+            entry.active = false;
+            entry.set_busy(false);
         }
     }
 
@@ -172,6 +206,9 @@ impl Sources {
         active.retain(|at| {
             let Some(entry) = all.get_mut(*at).and_then(Option::as_mut) else { return false };
             entry.active = entry.arm();
+            if !entry.active {
+                entry.set_busy(false);
+            }
             entry.active
         });
         self.any_active()

@@ -192,3 +192,29 @@ fn a_vring_whose_kick_cannot_be_waited_for_does_not_start() {
     worker.send(Command::Stop);
     thread.join().unwrap();
 }
+
+#[test]
+fn what_a_guests_queue_pair_uses_counts_for_all_that_have_frames() {
+    let (_handle, mut worker) = prepare(setup()).unwrap();
+    let bench = Bench::new(16, VERSION_1, false);
+    let kick = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+    for pair in 0..3 {
+        worker.start(Box::new(TxQueue { pair, ..queue(&bench, &kick) })).unwrap();
+    }
+    let mut charge = |pair| {
+        let entry = worker.sources.find(PortId(0), pair).unwrap();
+        let before = entry.used;
+        entry.charge(Duration::from_micros(1));
+        entry.used.since(before).as_micros()
+    };
+    // Each is new to those that share.
+    assert_eq!([charge(0), charge(0), charge(1), charge(2), charge(0)], [1, 1, 2, 3, 3]);
+    worker.sources.find(PortId(0), 1).unwrap().set_busy(false);
+    let at = worker.sources.position(PortId(0), 2).unwrap();
+    worker.forget(at);
+    worker.sources.find(PortId(0), 0).unwrap().charge(Duration::from_micros(1));
+    let entry = worker.sources.find(PortId(0), 0).unwrap();
+    let before = entry.used;
+    entry.charge(Duration::from_micros(1));
+    assert_eq!(entry.used.since(before), Duration::from_micros(1));
+}

@@ -6,6 +6,8 @@
 //! granted depends on nothing but the others' use: when all that have frames wait, the grant jumps to where the first of
 //! them may go on, so nobody waits for a source that is idle, and a source that is alone never waits.
 //!
+//! A guest's queue pairs share one place: what each of them uses is charged as often as there are pairs with frames.
+//!
 //! Nobody saves time up: whoever comes back from a pause has what one round grants.
 
 use std::time::Duration;
@@ -58,10 +60,16 @@ impl Turns {
 }
 
 impl Used {
-    /// A burst took that long.
+    /// What came after `before`.
+    #[cfg(test)]
+    pub(super) fn since(self, before: Self) -> Duration {
+        self.0.saturating_sub(before.0)
+    }
+
+    /// A burst took that long, of a source that shares its place with as many (itself among them).
     #[inline]
-    pub(super) fn charge(&mut self, time: Duration) {
-        self.0 += time.min(LONGEST);
+    pub(super) fn charge(&mut self, time: Duration, sharers: u32) {
+        self.0 += time.min(LONGEST) * sharers;
     }
 }
 
@@ -75,6 +83,7 @@ mod tests {
         some: u32,
         of: u32,
         used: Used,
+        sharers: u32,
         /// Worker time that it had.
         had: Duration,
     }
@@ -85,6 +94,7 @@ mod tests {
             some,
             of,
             used: Used::default(),
+            sharers: 1,
             had: Duration::ZERO,
         }
     }
@@ -97,7 +107,7 @@ mod tests {
             for sender in senders.iter_mut().filter(|sender| round % sender.of < sender.some) {
                 turns.begin(&mut sender.used);
                 while turns.may_go_on(sender.used) {
-                    sender.used.charge(sender.burst);
+                    sender.used.charge(sender.burst, sender.sharers);
                     sender.had += sender.burst;
                     time += sender.burst;
                 }
@@ -128,6 +138,16 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_of_many_pairs_has_the_share_of_one() {
+        let pair = || Sender { sharers: 3, ..sender(5_000, 1, 1) };
+        let mut senders = [sender(5_000, 1, 1), pair(), pair(), pair()];
+        assert_eq!(run(&mut Turns::default(), &mut senders), 0);
+        let had = senders.map(|sender| sender.had.as_secs_f64());
+        assert!((had[0] - 0.5).abs() < 0.01, "{had:?}");
+        assert!(had[1..].iter().all(|had| (had - 1.0 / 6.0).abs() < 0.01), "{had:?}");
+    }
+
+    #[test]
     fn one_that_is_alone_never_waits() {
         for burst in [50, 10_000, 250_000, 5_000_000] {
             assert_eq!(run(&mut Turns::default(), &mut [sender(burst, 1, 1)]), 0, "{burst}");
@@ -146,7 +166,7 @@ mod tests {
     fn a_worker_that_was_stopped_leaves_no_endless_debt() {
         let mut turns = Turns::default();
         let mut senders = [sender(1_000, 1, 1), sender(1_000, 1, 1)];
-        senders[0].used.charge(Duration::from_secs(10));
+        senders[0].used.charge(Duration::from_secs(10), 1);
         run(&mut turns, &mut senders);
         // Of a second: the other one catches up first, and they share the rest.
         assert!(senders[0].had > Duration::from_millis(240), "{:?}", senders[0].had);
@@ -158,7 +178,7 @@ mod tests {
         run(&mut turns, &mut [sender(1_000, 1, 1), sender(166_000, 1, 1)]);
         turns.begin(&mut late.used);
         while turns.may_go_on(late.used) {
-            late.used.charge(late.burst);
+            late.used.charge(late.burst, 1);
             late.had += late.burst;
         }
         assert!(late.had <= QUANTUM + late.burst, "{:?}", late.had);

@@ -51,8 +51,21 @@ impl Model {
         Ok(offered)
     }
 
+    /// How many chains are offered to a frame of `need` bytes, and whether its way is the slow one: nearly always the first
+    /// buffer will do.
+    pub(super) fn offered(&mut self, image: &Image, need: u32) -> Result<(u16, bool)> {
+        let offered = self.available(image, 1)?;
+        if (1..=self.size).contains(&offered) {
+            let head = self.head(image, 0)?;
+            if self.is_whole_buffer(image, head, need) {
+                return Ok((offered, false));
+            }
+        }
+        Ok((self.available(image, self.size)?, true))
+    }
+
     /// Whether the chain at `head` is one descriptor that holds `need` bytes in one region.
-    pub(super) fn is_whole_buffer(&self, image: &Image, head: u16, need: u32) -> bool {
+    fn is_whole_buffer(&self, image: &Image, head: u16, need: u32) -> bool {
         if head >= self.size {
             return false;
         }

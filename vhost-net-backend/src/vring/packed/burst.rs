@@ -7,20 +7,23 @@ use super::{Mark, PackedRing};
 use crate::guest_memory::GuestSlice;
 use crate::vring::chain::{Access, Buffers, ChainError};
 use crate::vring::rx::Taken;
-use crate::vring::tx::HEADERS;
+use crate::vring::tx::{BURST_BYTES, HEADERS, MOST};
 use crate::vring::{Burst, Frame, PortFault, SEGMENTS};
 
 impl PackedRing {
-    /// Pops at most `most` transmit chains; one that is malformed, or holds no more than the `header_len` bytes of a vnet
+    /// Pops transmit chains; one that is malformed, or holds no more than the `header_len` bytes of a vnet
     /// header, becomes a frame without buffers.
     pub(in crate::vring) fn pop_burst<'m>(
         &mut self,
         mut from: Buffers<'m, '_>,
         header_len: u32,
-        most: u16,
         burst: &mut Burst<'m>,
     ) -> Result<(), PortFault> {
-        for _ in 0..most {
+        let mut bytes = 0_u32;
+        for _ in 0..MOST {
+            if bytes >= BURST_BYTES {
+                break;
+            }
             let first = burst.segments.len();
             let front = match self.front(&mut from, Access::Read, &mut burst.segments) {
                 Ok(Some(front)) => front,
@@ -49,6 +52,7 @@ impl PackedRing {
                 break;
             }
             burst.buffers(&frame).iter().take(2).for_each(|buffer| buffer.prefetch(HEADERS));
+            bytes = bytes.saturating_add(frame.len);
             self.pop(&front);
         }
         Ok(())
