@@ -354,6 +354,27 @@ pub const CASES: &[Case] = &[
             Ok(())
         },
     ),
+    case(
+        "B56 bad receive buffers without end",
+        "every frame finds 63 buffers of a byte and one that is none",
+        Wanted::PortDies,
+        |f| {
+            let mut attacker = f.started()?;
+            let buffer = |i| if i % 64 == 63 { (MEMORY, 4096) } else { (BUFFERS, 1) };
+            let buffers = (0..SIZE).map(buffer).map(|(addr, len)| Desc::last(addr, len, WRITE));
+            attacker.descriptors(RX, 0, &buffers.collect::<Vec<_>>())?;
+            let frame = udp4(f.witness, f.attacked, &[7; 60]);
+            let end = std::time::Instant::now() + SOON;
+            while std::time::Instant::now() < end && !attacker.wire.is_closed() {
+                let (first, free) = (attacker.offered(RX), attacker.free(RX)?);
+                attacker.offer(RX, &(0..free).map(|i| first.wrapping_add(i) % SIZE).collect::<Vec<_>>())?;
+                f.nic.send(&frame, Default::default())?;
+            }
+            attacker.error_signalled(RX)?;
+            attacker.wire.closes_within(SOON)?;
+            Ok(())
+        },
+    ),
 ];
 
 /// An attacker with one good transmit chain in each descriptor.
