@@ -7,6 +7,7 @@ mod table4;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv6Net};
@@ -15,6 +16,9 @@ use topology::Mac;
 
 use self::table4::Table4;
 use crate::ids::{PortId, RuleId};
+
+/// Routes of a table that is no longer small.
+const LARGE: usize = 512;
 
 /// What the table says about a destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +77,22 @@ impl Fib {
         self.prefixes.add(prefix, route);
     }
 
+    /// Whether it has more routes than a core's nearest caches hold beside everything else.
+    #[inline]
+    pub(crate) fn is_large(&self) -> bool {
+        self.hosts4.len() + self.hosts6.len() + self.prefixes.len() > LARGE
+    }
+
+    /// Fetches what [`Self::lookup`] of each of these will read.
+    pub(crate) fn fetch<const N: usize>(&self, addresses: &[Ipv4Addr; N]) {
+        if self.hosts4.len() > LARGE {
+            addresses.iter().for_each(|address| {
+                black_box(self.hosts4.contains_key(address));
+            });
+        }
+        self.prefixes.v4.fetch(addresses);
+    }
+
     /// The route to `address`.
     #[must_use]
     pub fn lookup(&self, address: IpAddr) -> Option<&Route> {
@@ -116,6 +136,11 @@ impl<T> Default for PrefixTable<T> {
 }
 
 impl<T: Copy> PrefixTable<T> {
+    #[inline]
+    fn len(&self) -> usize {
+        self.v4.len() + self.v6.len()
+    }
+
     /// Adds `value` under `prefix`; an earlier one stays.
     pub(crate) fn add(&mut self, prefix: IpNet, value: T) {
         match prefix {

@@ -26,7 +26,10 @@ use crate::groups::Groups;
 use crate::guest_memory::{GuestMemory, HostBuffer};
 use crate::port::PortTable;
 use crate::uplink::Tap;
-use crate::vring::{BURST, Burst, Frame, PortFault, TxRing};
+use crate::vring::{Approach, BURST, Burst, Frame, PortFault, TxRing};
+
+/// Receivers of one burst from which on they are approached together.
+const MANY: usize = 4;
 
 /// One worker's side of the packet path.
 #[derive(Debug)]
@@ -226,13 +229,18 @@ impl Datapath {
         let counters = self.counters.block(self.worker, ingress);
         // First, so that nobody who reads ever sees more outcomes than frames.
         counters.add(Counter::Received, u64::try_from(burst.fresh()).unwrap_or(0));
-        let mut bytes = 0;
+        let (mut bytes, mut peeked) = (0, 0_u64);
         for (i, (frame, head)) in burst.frames.iter().zip(&mut self.heads).enumerate() {
+            peeked |= u64::from(peek(burst, frame, header_len, head)) << i;
+        }
+        let heads = self.heads.get(..burst.frames.len()).unwrap_or_default();
+        router::look_ahead(&self.snapshot, ingress, heads);
+        for (i, head) in self.heads.iter_mut().take(burst.frames.len()).enumerate() {
             if burst.is_gone(i) {
                 // Forwarded and counted by the daemon that was killed.
                 continue;
             }
-            let verdict = if !peek(burst, frame, header_len, head) {
+            let verdict = if peeked >> i & 1 == 0 {
                 Verdict::Drop(DropReason::ChainMalformed, RuleId::BUILT_IN)
             } else if !sender.allow(head.vnet) {
                 Verdict::Drop(DropReason::VnetMalformed, RuleId::BUILT_IN)
@@ -266,6 +274,7 @@ impl Datapath {
 
     /// Phase 2: each egress gets its frames, in the order they came.
     fn deliver(&mut self, ingress: PortId, burst: &Burst<'_>, header_len: u32, from: Option<&TxRing>) {
+        self.approach();
         while let Some((egress, frames)) = self.groups.pop() {
             let port = self.ports.get(egress.index());
             let Self { worker, counters, heads, slow, unshown, .. } = self;
@@ -295,7 +304,9 @@ impl Datapath {
             };
             theirs.add(Counter::Emitted, sum.frames);
             theirs.add(Counter::EmittedBytes, sum.bytes);
-            theirs.add(Counter::Refused, sum.refused);
+            if sum.refused > 0 {
+                theirs.add(Counter::Refused, sum.refused);
+            }
             if egress != ingress {
                 ours.add(delivered, sum.delivered);
             }
@@ -306,6 +317,22 @@ impl Datapath {
             // Back in its place, for its memory.
             if let Some(place) = self.replies.frames.get_mut(i) {
                 *place = reply;
+            }
+        }
+    }
+
+    /// Where a burst has many receivers, what is needed of each is not near. Asked for one after the other they would be
+    /// waited for one after the other.
+    fn approach(&mut self) {
+        if self.groups.egresses().len() < MANY {
+            return;
+        }
+        for egress in self.groups.egresses() {
+            self.counters.block(self.worker, egress).fetch();
+        }
+        for step in Approach::STEPS {
+            for egress in self.groups.egresses() {
+                self.ports.get(egress.index()).inspect(|port| port.approach(self.worker, step));
             }
         }
     }

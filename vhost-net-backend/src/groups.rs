@@ -56,6 +56,11 @@ impl Groups {
         }
     }
 
+    /// Where frames go, in the order in which [`Self::pop`] gives them.
+    pub fn egresses(&self) -> impl ExactSizeIterator<Item = PortId> {
+        self.groups.iter().rev().map(|group| group.egress)
+    }
+
     /// Takes one group out.
     pub fn pop(&mut self) -> Option<(PortId, Members)> {
         let Group { egress, first, last } = self.groups.pop()?;

@@ -7,10 +7,10 @@ use router::{DropReason, OffloadCaps, PortId, VnetHeader};
 use serde::{Deserialize, Serialize};
 
 use crate::egress::Egress;
-use crate::guest_memory::{DirtyLog, GuestMemory, GuestSlice};
+use crate::guest_memory::{DirtyLog, GuestMemory, GuestSlice, prefetch_object};
 use crate::seats::Seats;
 use crate::vhost_user::Hangup;
-use crate::vring::{PortFault, RingError, RingLog, RingSetup, RxRing};
+use crate::vring::{Approach, PortFault, RingError, RingLog, RingSetup, RxRing};
 
 /// What a vhost-user session asks of the rest of the daemon. The packet path implements it for real ports, tests with a list.
 pub trait Device {
@@ -167,6 +167,16 @@ impl PortShared {
             let slot = lock(self.rx.get((worker + i) % pairs)?);
             slot.as_ref().is_some_and(|rx| rx.enabled).then_some(RxGuard { slot, worker })
         })
+    }
+
+    /// Fetches what `worker` will need to put a frame in, as far as this step; nothing while another worker has the vring.
+    pub fn approach(&self, worker: usize, step: Approach) {
+        let Some(slot) = worker.checked_rem(self.rx.len()).and_then(|pair| self.rx.get(pair)) else { return };
+        if step == Approach::Port {
+            prefetch_object(slot);
+        } else if let Ok(mut slot) = slot.try_lock() {
+            slot.iter_mut().for_each(|rx| rx.approach(step));
+        }
     }
 
     /// Shows the guest everything that `worker` put into any of the receive vrings; `false` when some of it waits for

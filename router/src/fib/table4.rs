@@ -5,6 +5,7 @@
 //! every other one. A table below the root has 256 bytes: a prefix in an empty neighbourhood costs two or three of them.
 
 use std::collections::HashSet;
+use std::hint::black_box;
 use std::net::Ipv4Addr;
 use std::ops::Range;
 
@@ -58,14 +59,38 @@ impl<T: Copy> Table4<T> {
     /// The longest prefix that holds `address`.
     #[inline]
     pub(super) fn lookup(&self, address: Ipv4Addr) -> Option<(Ipv4Net, &T)> {
-        let key = key(address);
-        let mut slot = self.slot(choice(key, 0, ROOT));
+        let [slot] = self.walk(&[address]);
+        self.entries.get(index(slot.checked_sub(1)?)).map(|(prefix, value)| (*prefix, value))
+    }
+
+    /// Walks to all of these addresses at once, each step for all of them; returns the slot that each ends at.
+    #[inline]
+    fn walk<const N: usize>(&self, addresses: &[Ipv4Addr; N]) -> [u32; N] {
+        let keys = addresses.map(key);
+        let mut slots = keys.map(|key| self.slot(choice(key, 0, ROOT)));
         let mut depth = ROOT;
-        while slot & TABLE != 0 {
-            slot = self.slot(index(slot & !TABLE) + choice(key, depth, BELOW));
+        while slots.iter().any(|slot| slot & TABLE != 0) {
+            for (slot, key) in slots.iter_mut().zip(keys) {
+                if *slot & TABLE != 0 {
+                    *slot = self.slot(index(*slot & !TABLE) + choice(key, depth, BELOW));
+                }
+            }
             depth += BELOW;
         }
-        self.entries.get(index(slot.checked_sub(1)?)).map(|(prefix, value)| (*prefix, value))
+        slots
+    }
+
+    /// Fetches what [`Self::lookup`] of each of these will read.
+    pub(super) fn fetch<const N: usize>(&self, addresses: &[Ipv4Addr; N]) {
+        for slot in self.walk(addresses) {
+            black_box(slot.checked_sub(1).and_then(|at| self.entries.get(index(at))).map(|entry| entry.0));
+        }
+    }
+
+    /// How many.
+    #[inline]
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
     }
 
     /// All, in the order they were added.

@@ -13,6 +13,7 @@ mod tally;
 mod threads;
 
 use std::fs::File;
+use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -278,6 +279,12 @@ pub struct CounterBlock<'a> {
 }
 
 impl CounterBlock<'_> {
+    /// Fetches what counts frames that are put out.
+    #[inline]
+    pub fn fetch(self) {
+        black_box(self.load(counter_index(Counter::Emitted)));
+    }
+
     /// Adds to one counter.
     #[inline]
     pub fn add(self, counter: Counter, n: u64) {

@@ -38,7 +38,7 @@ pub use packed_ring::PackedMemory;
 #[cfg(test)]
 pub(crate) use ring::order;
 pub use ring::{Descriptor, RingMemory};
-pub use slice::GuestSlice;
+pub use slice::{GuestSlice, prefetch_object};
 
 /// Most regions of one guest; what GET_MAX_MEM_SLOTS answers.
 pub const MAX_REGIONS: usize = 32;

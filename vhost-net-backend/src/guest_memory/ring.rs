@@ -5,6 +5,7 @@
 )]
 
 use std::arch::asm;
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
@@ -181,9 +182,21 @@ impl RingMemory {
     /// Asks for used slot `index` to be ours when it is written.
     #[inline]
     pub fn prefetch_used(&self, index: u16) {
-        let at = self.used.as_ptr().wrapping_add(RING_HEADER + USED_ENTRY * self.slot(index));
-        // SAFETY: a hint, which reads and writes nothing and faults on no address.
-        unsafe { asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags, readonly)) };
+        prefetch_to_write(self.used, RING_HEADER + USED_ENTRY * self.slot(index));
+    }
+
+    /// Asks for the used index to be ours, and for the avail index and avail slot `index` to be near.
+    #[inline]
+    pub fn prefetch_avail(&self, index: u16) {
+        prefetch_to_write(self.used, 0);
+        prefetch(self.avail, 0);
+        prefetch(self.avail, RING_HEADER + AVAIL_ENTRY * self.slot(index));
+    }
+
+    /// Asks for descriptor `index` to be near, whatever the value.
+    #[inline]
+    pub fn prefetch_descriptor(&self, index: u16) {
+        prefetch(self.desc, DESCRIPTOR * self.slot(index));
     }
 
     /// Shows the guest all used entries before `index`.
@@ -242,6 +255,22 @@ impl RingMemory {
         // SAFETY: every `offset` in this file is even and below 6 + 8 * size, the area's length; it is 4-byte aligned.
         unsafe { self.used.add(offset).cast().as_ref() }
     }
+}
+
+/// Asks for the cache line `offset` bytes behind `area` to be near.
+#[inline]
+fn prefetch(area: NonNull<u8>, offset: usize) {
+    let at = area.as_ptr().wrapping_add(offset).cast();
+    // SAFETY: a hint, which reads nothing and faults on no address.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(at) };
+}
+
+/// The same to write it.
+#[inline]
+fn prefetch_to_write(area: NonNull<u8>, offset: usize) {
+    let at = area.as_ptr().wrapping_add(offset);
+    // SAFETY: a hint, which reads and writes nothing and faults on no address.
+    unsafe { asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags, readonly)) };
 }
 
 /// Where areas of a name, a guest-physical address, bytes and an alignment are, which must not overlap.

@@ -1,5 +1,6 @@
 //! One vring's block in the file.
 
+use std::hint::black_box;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -91,6 +92,12 @@ impl RingState {
             }
         }
         self.store(STATE, COUNTS);
+    }
+
+    /// Fetches what [`Self::showing`] writes.
+    #[inline]
+    pub fn fetch(&self) {
+        black_box(self.load(INDICES));
     }
 
     /// The used index is about to go from one to the other.

@@ -38,7 +38,7 @@ use crate::ring_state::{RingPlace, RingState};
 pub use chain::{Burst, Frame};
 pub use kind::Ring;
 pub use packed::PackedRing;
-pub use rx::RxRing;
+pub use rx::{Approach, RxRing};
 pub use split::SplitRing;
 pub use tx::{BURST_BYTES, TxRing};
 

@@ -12,12 +12,30 @@ use super::chain::{Access, Buffers, ChainError, WRITE, walk};
 use super::malformed::Malformed;
 use super::vain::Vain;
 use super::{PortFault, Ring, RingError, RingLog, RingSetup, SEGMENTS, SplitRing};
-use crate::guest_memory::{DirtyLog, GuestMemory, GuestSlice};
+use crate::guest_memory::{DirtyLog, GuestMemory, GuestSlice, prefetch_object};
 
 /// Bytes at the start of a receive buffer that are fetched ahead: a small frame, or where a copy begins.
 const PREPARED: u32 = 128;
 /// How many frames ahead.
 const AHEAD: u16 = 16;
+
+/// Steps towards a receiver that was not served for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Approach {
+    /// Its port, and what we know of its vring.
+    Port,
+    /// The indices and entries of the vring.
+    Ring,
+    /// The descriptor in front.
+    Descriptor,
+    /// Its buffer.
+    Buffer,
+}
+
+impl Approach {
+    /// All, in order.
+    pub const STEPS: [Self; 4] = [Self::Port, Self::Ring, Self::Descriptor, Self::Buffer];
+}
 
 /// A running receive vring.
 #[derive(Debug)]
@@ -39,6 +57,8 @@ pub struct RxRing {
     log: Option<Arc<DirtyLog>>,
     /// The memory region that the last buffer was in.
     near: usize,
+    /// Whether it was approached for this burst: few frames come, and what they need is near.
+    approached: bool,
 }
 
 /// A chain that a frame goes into.
@@ -72,6 +92,7 @@ impl RxRing {
             batches: Batches::default(),
             log: setup.log.buffers.clone(),
             near: 0,
+            approached: false,
         })
     }
 
@@ -93,6 +114,29 @@ impl RxRing {
         self.caps
     }
 
+    /// Fetches what the next frame will need: each step finds near what the one before has fetched.
+    pub fn approach(&mut self, step: Approach) {
+        let Self { ring: Ring::Split(ring), memory, near, approached, .. } = self else { return };
+        *approached = true;
+        match step {
+            Approach::Port => {}
+            Approach::Ring => {
+                ring.memory.prefetch_avail(ring.next_avail.get());
+                ring.prefetch_used(0);
+                prefetch_object(&**memory);
+                ring.state().inspect(|state| state.fetch());
+            }
+            Approach::Descriptor => {
+                ring.memory.prefetch_descriptor(ring.memory.avail_head(ring.next_avail.get()));
+            }
+            Approach::Buffer => {
+                let descriptor = ring.memory.descriptor(ring.memory.avail_head(ring.next_avail.get()));
+                let buffer = descriptor.and_then(|d| memory.slice_near(near, d.addr, d.len));
+                buffer.inspect(|buffer| buffer.prefetch_to_write(PREPARED));
+            }
+        }
+    }
+
     /// Puts one frame in: the vnet header, `head`, then `tail`. Shown to the guest by [`Self::finish`].
     ///
     /// # Errors
@@ -110,13 +154,15 @@ impl RxRing {
         if !self.batches.has_place(worker) {
             return Err(DropReason::RxRingFull);
         }
-        let Self { ring: Ring::Split(ring), memory, near, batches, log: None, .. } = self else {
+        let Self { ring: Ring::Split(ring), memory, near, batches, approached, log: None, .. } = self else {
             return self.put_scattered(worker, vnet, head, tail, need);
         };
         let Some((chain, buffer)) = whole_buffer(ring, memory, near, need) else {
             return self.put_scattered(worker, vnet, head, tail, need);
         };
-        fetch_ahead(ring, memory, near);
+        if !*approached {
+            fetch_ahead(ring, memory, near);
+        }
         let header = VnetHeader { num_buffers: 1, ..vnet }.to_bytes();
         // Without the number of buffers the header is shorter, and the frame overwrites what is too much.
         buffer.write_array(&header);
@@ -209,6 +255,7 @@ impl RxRing {
             self.ring.publish(end);
             // Frames went in since: before the index comes round to the same value.
             self.vain = None;
+            self.approached = false;
         }
     }
 
