@@ -14,6 +14,8 @@ use super::vain::Vain;
 use super::{PortFault, Ring, RingError, RingLog, RingSetup, SEGMENTS, SplitRing};
 use crate::guest_memory::{DirtyLog, GuestMemory, GuestSlice, prefetch_object};
 
+/// Bytes of a vnet header with its number of buffers.
+const VNET_LEN: u32 = 12;
 /// Bytes at the start of a receive buffer that are fetched ahead: a small frame, or where a copy begins.
 const PREPARED: u32 = 128;
 /// How many frames ahead.
@@ -305,7 +307,8 @@ fn whole_buffer<'m>(
     ring.available(1).ok().filter(|available| *available > 0)?;
     let head = ring.memory.avail_head(ring.next_avail.get());
     let descriptor = ring.memory.descriptor(head)?;
-    if descriptor.flags != WRITE || descriptor.len < need {
+    // The header is written whole, whatever of it was negotiated.
+    if descriptor.flags != WRITE || descriptor.len < need || need < VNET_LEN {
         return None;
     }
     let buffer = memory.slice_near(near, descriptor.addr, descriptor.len)?;

@@ -71,7 +71,10 @@ impl Model {
         }
         let Some(found) = Descriptor::read(image, self.desc + 16 * u64::from(head)) else { return false };
         let there = image.at(found.addr).map_or(0, <[u8]>::len);
-        found.flags == WRITE && found.len >= need && usize::try_from(found.len).is_ok_and(|len| len <= there)
+        need >= 12
+            && found.flags == WRITE
+            && found.len >= need
+            && usize::try_from(found.len).is_ok_and(|len| len <= there)
     }
 
     /// The head in front, `ahead` chains on.
