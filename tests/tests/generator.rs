@@ -16,7 +16,7 @@ const HUGE_PAGES: u64 = 16;
 #[test]
 fn every_byte_of_every_frame_arrives_in_every_mode() -> Result<()> {
     let mut scenario = frames::scenario()?;
-    scenario.topology.router.uso = true;
+    (scenario.topology.router.uso, scenario.topology.router.packed) = (true, true);
     let daemon = Daemon::start(&scenario, None)?;
     let mut sent = 0;
     for mode in MODES {

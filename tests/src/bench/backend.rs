@@ -135,7 +135,7 @@ impl Backend {
 fn vmrouter(folder: &Path) -> Result<Process> {
     let mut scenario = frames::scenario()?;
     scenario.topology.router.cpus = vec![BACKEND_CORE];
-    scenario.topology.router.uso = true;
+    (scenario.topology.router.uso, scenario.topology.router.packed) = (true, true);
     run(&scenario.toml()?, folder)
 }
 

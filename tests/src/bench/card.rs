@@ -89,7 +89,9 @@ impl Card {
         receive.offer_all()?;
         receive.publish()?;
         for (index, ring) in [rx, tx].into_iter().enumerate() {
-            front_end.start_vring(index, ram, ring.layout, 0, &ring.kick, &ring.call)?;
+            // A packed ring begins with its wrap counter set.
+            let base = if ring.shape.packed { 1 << 15 } else { 0 };
+            front_end.start_vring(index, ram, ring.layout, base, &ring.kick, &ring.call)?;
         }
         (0..2).try_for_each(|index| front_end.enable(index, true))?;
         Ok(vrings)

@@ -1,29 +1,30 @@
 //! A guest's driver, as fast as safe code makes it: fixed buffers, one index store a burst.
 //!
 //! Each chain has descriptors and buffers of its own, which never change but for their lengths. A transmit chain is used
-//! again in the order of the ring: back ends that complete out of order are refused, not served.
-//!
-//! Split rings only: a driver of packed ones takes the place of [`Vring`] with the same methods.
+//! again in the order of the ring: back ends that complete out of order are refused, not served. [`Vring`] knows the chains
+//! and what is in them; how they are offered and come back is [`split`]'s and [`packed`]'s.
+
+mod packed;
+mod split;
+mod words;
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use anyhow::{Context as _, Result, ensure};
-use vm_memory::{VolatileMemory, VolatileSlice};
+use vm_memory::VolatileSlice;
 use vmm_sys_util::eventfd::EventFd;
 
 use vhost_net_backend::demo_guest::ring::{INDIRECT_MAX, Layout};
 
 use super::stream::VNET;
+use packed::Packed;
+use split::Split;
+use words::Words;
 
 /// Descriptor flags: another one follows; for the device to write; a table of descriptors.
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
-/// Flag in the avail ring: no calls wanted.
-const NO_INTERRUPT: u16 = 1;
-/// Flag in the used ring: no kicks wanted.
-const NO_NOTIFY: u16 = 1;
 /// Bytes of a descriptor.
 const DESCRIPTOR: u64 = 16;
 /// Bytes between the buffers of one chain, so that none is the continuation of the one before.
@@ -32,6 +33,8 @@ const GAP: usize = 64;
 /// What a vring is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
+    /// Of which format.
+    pub packed: bool,
     /// Entries.
     pub entries: u16,
     /// Descriptors of each chain, a power of two.
@@ -49,6 +52,11 @@ impl Shape {
     #[must_use]
     pub fn chains(self) -> u16 {
         if self.indirect { self.entries } else { self.entries / self.parts }
+    }
+
+    /// Descriptors that a chain has in the ring.
+    fn per_chain(self) -> u16 {
+        if self.indirect { 1 } else { self.parts }
     }
 
     /// Bytes from one chain's buffers to the next one's.
@@ -73,10 +81,23 @@ pub struct Received {
     pub buffers: u16,
 }
 
-/// One vring, its buffers, and where we are in it. `'m`: the guest's memory, guest-physical 0 at its start.
+/// A piece of guest memory, guest-physical.
+struct Buffer {
+    at: u64,
+    len: u64,
+}
+
+/// The ring of either format.
+enum Queue<'m> {
+    Split(Split<'m>),
+    Packed(Packed<'m>),
+}
+
+/// One vring and its buffers. `'m`: the guest's memory, guest-physical 0 at its start.
 pub struct Vring<'m> {
     memory: VolatileSlice<'m>,
-    layout: Layout,
+    queue: Queue<'m>,
+    indirect: Option<u64>,
     shape: Shape,
     kick: &'m EventFd,
     buffers: usize,
@@ -84,10 +105,6 @@ pub struct Vring<'m> {
     parts: Vec<(usize, Range<usize>)>,
     /// Where in a transmit chain's buffers sequence numbers are.
     sequences: Vec<usize>,
-    /// Next avail index to fill, the one that the device was shown, next used index to read.
-    avail: u16,
-    shown: u16,
-    used: u16,
 }
 
 impl<'m> Vring<'m> {
@@ -102,18 +119,15 @@ impl<'m> Vring<'m> {
         kick: &'m EventFd,
         buffers: u64,
     ) -> Result<Self> {
-        let (buffers, parts, sequences) = (usize::try_from(buffers)?, Vec::new(), Vec::new());
-        let ring =
-            Self { memory, layout, shape, kick, buffers, parts, sequences, avail: 0, shown: 0, used: 0 };
-        for index in 0..layout.size {
-            ring.store16(layout.avail + 4 + 2 * u64::from(index), ring.head(index))?;
-        }
-        // Nobody waits for a call. With EVENT_IDX it comes once in 65,536 chains: at the index that was just passed.
-        ring.store16(layout.avail, NO_INTERRUPT)?;
-        if shape.event_idx {
-            ring.store16(layout.avail + 4 + 2 * u64::from(layout.size), u16::MAX)?;
-        }
-        Ok(ring)
+        let words = Words(memory);
+        let queue = if shape.packed {
+            Queue::Packed(Packed::new(words, layout, shape)?)
+        } else {
+            Queue::Split(Split::new(words, layout, shape)?)
+        };
+        let (indirect, buffers) = (layout.indirect, usize::try_from(buffers)?);
+        let (parts, sequences) = (Vec::new(), Vec::new());
+        Ok(Self { memory, queue, indirect, shape, kick, buffers, parts, sequences })
     }
 
     /// A receive ring: all buffers are offered with the first [`Self::publish`].
@@ -122,8 +136,7 @@ impl<'m> Vring<'m> {
     /// None that the construction did not give.
     pub fn offer_all(&mut self) -> Result<()> {
         self.cut(self.shape.capacity, &[], WRITE)?;
-        self.avail = self.shape.chains();
-        Ok(())
+        (0..self.chains()).try_for_each(|_| self.offer_next())
     }
 
     /// Chains at most.
@@ -169,29 +182,19 @@ impl<'m> Vring<'m> {
         (0..self.chains()).try_for_each(|chain| self.describe(chain, flags))
     }
 
-    fn describe(&self, chain: u16, flags: u16) -> Result<()> {
-        let head = self.head(chain);
-        let (table, first) = match self.layout.indirect {
-            Some(tables) => (tables + u64::from(chain) * INDIRECT_MAX * DESCRIPTOR, 0),
-            None => (self.layout.desc, head),
+    fn describe(&mut self, chain: u16, flags: u16) -> Result<()> {
+        let start = self.buffer(chain);
+        let buffer = |(at, range): &(usize, Range<usize>)| -> Result<Buffer> {
+            Ok(Buffer { at: u64::try_from(start + at)?, len: u64::try_from(range.len())? })
         };
-        if self.layout.indirect.is_some() {
-            let bytes = DESCRIPTOR * u64::from(self.shape.parts);
-            self.descriptor(self.layout.desc, head, table, bytes, INDIRECT, 0)?;
-        }
-        for (i, (start, range)) in (first..).zip(&self.parts) {
-            let at = u64::try_from(self.buffer(chain) + start)?;
-            let more = if i + 1 < first + self.shape.parts { NEXT } else { 0 };
-            self.descriptor(table, i, at, u64::try_from(range.len())?, flags | more, i + 1)?;
-        }
-        Ok(())
-    }
-
-    fn descriptor(&self, table: u64, index: u16, at: u64, len: u64, flags: u16, next: u16) -> Result<()> {
-        let place = table + DESCRIPTOR * u64::from(index);
-        let next = if flags & NEXT == 0 { 0 } else { next };
-        self.store64(place, at)?;
-        self.store64(place + 8, len | u64::from(flags) << 32 | u64::from(next) << 48)
+        let buffers = self.parts.iter().map(buffer).collect::<Result<Vec<_>>>()?;
+        let Some(tables) = self.indirect else {
+            return self.queue.describe(chain, &buffers, flags);
+        };
+        let at = tables + u64::from(chain) * INDIRECT_MAX * DESCRIPTOR;
+        self.queue.table(at, &buffers, flags)?;
+        let table = Buffer { at, len: DESCRIPTOR * u64::from(self.shape.parts) };
+        self.queue.describe(chain, &[table], INDIRECT)
     }
 
     /// Transmit chains that the device is done with, looked up anew.
@@ -200,15 +203,10 @@ impl<'m> Vring<'m> {
     /// The device completed out of order.
     #[inline]
     pub fn room(&mut self) -> Result<u16> {
-        let to = self.load16(self.layout.used + 2)?;
-        if to != self.used {
-            // The last one tells: they are completed in order or the ring is of no use to us.
-            let last = to.wrapping_sub(1);
-            let (id, _) = self.used_entry(last)?;
-            ensure!(id == u32::from(self.head(last)), "transmit chain {id} completed out of order");
-            self.used = to;
+        match &mut self.queue {
+            Queue::Split(ring) => ring.room(),
+            Queue::Packed(ring) => ring.room(),
         }
-        Ok(self.chains() - self.avail.wrapping_sub(self.used))
     }
 
     /// Writes the next transmit chain, every byte of it.
@@ -218,7 +216,11 @@ impl<'m> Vring<'m> {
     #[inline]
     pub fn write(&mut self, bytes: &[u8], sequence: u64) -> Result<()> {
         let stride = self.shape.stride();
-        let buffer = self.memory.subslice(self.buffer(self.avail), stride)?;
+        let chain = match &self.queue {
+            Queue::Split(ring) => ring.next(),
+            Queue::Packed(ring) => ring.next(),
+        };
+        let buffer = self.memory.subslice(self.buffer(chain), stride)?;
         for (start, range) in &self.parts {
             let part = bytes.get(range.clone()).context("shorter than the chain")?;
             buffer.subslice(*start, part.len())?.copy_from(part);
@@ -226,8 +228,7 @@ impl<'m> Vring<'m> {
         for at in &self.sequences {
             buffer.subslice(*at, 8)?.copy_from(&sequence.to_le_bytes());
         }
-        self.avail = self.avail.wrapping_add(1);
-        Ok(())
+        self.offer_next()
     }
 
     /// Received chains that wait.
@@ -235,8 +236,11 @@ impl<'m> Vring<'m> {
     /// # Errors
     /// None that the construction did not give.
     #[inline]
-    pub fn pending(&self) -> Result<u16> {
-        Ok(self.load16(self.layout.used + 2)?.wrapping_sub(self.used))
+    pub fn pending(&mut self) -> Result<u16> {
+        match &mut self.queue {
+            Queue::Split(ring) => ring.pending(),
+            Queue::Packed(ring) => ring.pending(),
+        }
     }
 
     /// Copies the first bytes of the next received frame out, and offers its buffers again. `waiting`: chains that wait.
@@ -287,12 +291,13 @@ impl<'m> Vring<'m> {
 
     #[inline]
     fn receive_one(&mut self, into: &mut [u8]) -> Result<usize> {
-        let (id, len) = self.used_entry(self.used)?;
-        ensure!(id < u32::from(self.layout.size), "received chain {id}");
-        let (id, len) = (u16::try_from(id)?, usize::try_from(len)?);
-        let per_chain = if self.shape.indirect { 1 } else { self.shape.parts };
-        ensure!(id % per_chain == 0 && len <= self.shape.capacity, "chain {id} with {len} bytes");
-        let buffer = self.memory.subslice(self.buffer(id / per_chain), self.shape.stride())?;
+        let (chain, len) = match &mut self.queue {
+            Queue::Split(ring) => ring.take(),
+            Queue::Packed(ring) => ring.take(),
+        }?;
+        let len = usize::try_from(len)?;
+        ensure!(len <= self.shape.capacity, "chain {chain} with {len} bytes");
+        let buffer = self.memory.subslice(self.buffer(chain), self.shape.stride())?;
         let wanted = len.min(into.len());
         for (start, range) in &self.parts {
             let end = range.end.min(wanted);
@@ -300,9 +305,10 @@ impl<'m> Vring<'m> {
                 buffer.offset(*start)?.copy_to(into);
             }
         }
-        self.used = self.used.wrapping_add(1);
-        self.store16(self.layout.avail + 4 + 2 * u64::from(self.avail % self.layout.size), id)?;
-        self.avail = self.avail.wrapping_add(1);
+        match &mut self.queue {
+            Queue::Split(ring) => ring.offer(chain)?,
+            Queue::Packed(ring) => ring.offer_next()?,
+        }
         Ok(len)
     }
 
@@ -312,16 +318,10 @@ impl<'m> Vring<'m> {
     /// The kick eventfd is full.
     #[inline]
     pub fn publish(&mut self) -> Result<()> {
-        self.atomic(self.layout.avail + 2)?.store(self.avail.to_le(), Ordering::Release);
-        fence(Ordering::SeqCst);
-        let shown = std::mem::replace(&mut self.shown, self.avail);
-        let wanted = if self.shape.event_idx {
-            let event = self.load16(self.layout.used + 4 + 8 * u64::from(self.layout.size))?;
-            // Passed on the way from there to here (virtio 1.3, section 2.7.7.1).
-            self.avail.wrapping_sub(event).wrapping_sub(1) < self.avail.wrapping_sub(shown)
-        } else {
-            self.load16(self.layout.used)? & NO_NOTIFY == 0
-        };
+        let wanted = match &mut self.queue {
+            Queue::Split(ring) => ring.publish(),
+            Queue::Packed(ring) => ring.publish(),
+        }?;
         if wanted { self.kick() } else { Ok(()) }
     }
 
@@ -333,44 +333,37 @@ impl<'m> Vring<'m> {
         self.kick.write(1).context("kick")
     }
 
-    /// The head of the chain at that avail index.
     #[inline]
-    fn head(&self, index: u16) -> u16 {
-        let per_chain = if self.shape.indirect { 1 } else { self.shape.parts };
-        index % self.chains() * per_chain
-    }
-
-    /// Where the buffers of the chain at that avail index are.
-    #[inline]
-    fn buffer(&self, index: u16) -> usize {
-        self.buffers + usize::from(index % self.chains()) * self.shape.stride()
-    }
-
-    #[inline]
-    fn used_entry(&self, index: u16) -> Result<(u32, u32)> {
-        let at = usize::try_from(self.layout.used + 4 + 8 * u64::from(index % self.layout.size))?;
-        let id = self.memory.get_ref::<u32>(at)?.load();
-        let len = self.memory.get_ref::<u32>(at + 4)?.load();
-        Ok((u32::from_le(id), u32::from_le(len)))
-    }
-
-    #[inline]
-    fn atomic(&self, at: u64) -> Result<&AtomicU16> {
-        Ok(self.memory.get_atomic_ref::<AtomicU16>(usize::try_from(at)?)?)
-    }
-
-    #[inline]
-    fn load16(&self, at: u64) -> Result<u16> {
-        Ok(u16::from_le(self.atomic(at)?.load(Ordering::Acquire)))
-    }
-
-    fn store16(&self, at: u64, value: u16) -> Result<()> {
-        self.atomic(at)?.store(value.to_le(), Ordering::Relaxed);
+    fn offer_next(&mut self) -> Result<()> {
+        match &mut self.queue {
+            Queue::Split(ring) => ring.offer_next(),
+            Queue::Packed(ring) => ring.offer_next()?,
+        }
         Ok(())
     }
 
-    fn store64(&self, at: u64, value: u64) -> Result<()> {
-        self.memory.get_ref::<u64>(usize::try_from(at)?)?.store(value.to_le());
-        Ok(())
+    /// Where the buffers of a chain are.
+    #[inline]
+    fn buffer(&self, chain: u16) -> usize {
+        self.buffers + usize::from(chain) * self.shape.stride()
+    }
+}
+
+impl Queue<'_> {
+    fn describe(&mut self, chain: u16, buffers: &[Buffer], flags: u16) -> Result<()> {
+        match self {
+            Self::Split(ring) => ring.describe(chain, buffers, flags),
+            Self::Packed(ring) => {
+                ring.describe(chain, buffers, flags);
+                Ok(())
+            }
+        }
+    }
+
+    fn table(&self, at: u64, buffers: &[Buffer], flags: u16) -> Result<()> {
+        match self {
+            Self::Split(ring) => ring.table(at, buffers, flags),
+            Self::Packed(ring) => ring.table(at, buffers, flags),
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The ways in which two guests can be attached and send: what `tests/bench --mode` and the test of the generator go through.
 
 use vhost_net_backend::demo_guest::nic::{
-    CSUM, EVENT_IDX, GUEST_CSUM, GUEST_TSO, HOST_TSO, INDIRECT, MRG_RXBUF, PLAIN,
+    CSUM, EVENT_IDX, GUEST_CSUM, GUEST_TSO, HOST_TSO, INDIRECT, MRG_RXBUF, PACKED, PLAIN,
 };
 
 use super::driver::Shape;
@@ -43,7 +43,8 @@ pub struct Mode {
     pub lens: &'static [usize],
 }
 
-const SHAPE: Shape = Shape { entries: 1024, parts: 1, capacity: BUFFER, indirect: false, event_idx: false };
+const SHAPE: Shape =
+    Shape { packed: false, entries: 1024, parts: 1, capacity: BUFFER, indirect: false, event_idx: false };
 const LARGE_SHAPE: Shape = Shape { entries: 256, capacity: LARGE, ..SHAPE };
 
 /// What the others differ from.
@@ -71,8 +72,8 @@ const USO: Mode = Mode { name: "uso", content: Content::Udp, ..TSO };
 /// To receivers without offloads: the pieces of one frame fill 43 of these.
 const PIECES: Shape = Shape { entries: 1024, ..SHAPE };
 
-/// All of them. Packed rings get theirs as soon as the driver has them.
-pub const MODES: [Mode; 20] = [
+/// All of them; those with packed rings are [`packed`].
+pub const MODES: [Mode; 34] = [
     SPLIT,
     TSO,
     Mode { name: "ipv6", v6: true, lens: &[70, 512, 1500], ..SPLIT },
@@ -133,7 +134,62 @@ pub const MODES: [Mode; 20] = [
     Mode { name: "tso6-cut-here", v6: true, whole: false, receive: PIECES, ..TSO },
     USO,
     Mode { name: "uso-cut-here", whole: false, receive: PIECES, ..USO },
+    packed("packed", SPLIT),
+    packed("packed-tso", TSO),
+    packed("packed-ipv6", Mode { v6: true, lens: &[70, 512, 1500], ..SPLIT }),
+    packed("packed-not-mergeable", Mode { mergeable: false, ..SPLIT }),
+    packed("packed-merged", Mode { receive: Shape { capacity: 256, ..SHAPE }, ..SPLIT }),
+    packed(
+        "packed-indirect",
+        Mode {
+            transmit: Shape { parts: PARTS, indirect: true, ..SHAPE },
+            receive: Shape { parts: PARTS, indirect: true, ..SHAPE },
+            ..SPLIT
+        },
+    ),
+    packed(
+        "packed-multi-segment",
+        Mode {
+            mergeable: false,
+            transmit: Shape { parts: PARTS, ..SHAPE },
+            receive: Shape { parts: PARTS, ..SHAPE },
+            ..SPLIT
+        },
+    ),
+    packed(
+        "packed-event-idx",
+        Mode {
+            transmit: Shape { event_idx: true, ..SHAPE },
+            receive: Shape { event_idx: true, ..SHAPE },
+            ..SPLIT
+        },
+    ),
+    // No power of two: only packed rings may be so.
+    packed(
+        "packed-ring-300",
+        Mode { transmit: Shape { entries: 300, ..SHAPE }, receive: Shape { entries: 300, ..SHAPE }, ..SPLIT },
+    ),
+    packed(
+        "packed-ring-32768",
+        Mode {
+            transmit: Shape { entries: 32_768, capacity: 128, ..SHAPE },
+            receive: Shape { entries: 32_768, capacity: 128, ..SHAPE },
+            lens: &[64],
+            ..SPLIT
+        },
+    ),
+    packed("packed-tso-merged", Mode { receive: SHAPE, ..TSO }),
+    packed("packed-tso6-cut-here", Mode { v6: true, whole: false, receive: PIECES, ..TSO }),
+    packed("packed-uso", USO),
+    packed("packed-uso-cut-here", Mode { whole: false, receive: PIECES, ..USO }),
 ];
+
+/// That mode, with packed rings.
+const fn packed(name: &'static str, mode: Mode) -> Mode {
+    let transmit = Shape { packed: true, ..mode.transmit };
+    let receive = Shape { packed: true, ..mode.receive };
+    Mode { name, transmit, receive, ..mode }
+}
 
 impl Mode {
     /// Frames that need nothing done.
@@ -173,6 +229,7 @@ impl Mode {
         let any = |has: fn(&Shape) -> bool, bit: u64| if rings.iter().any(has) { bit } else { 0 };
         let common = PLAIN
             | if self.mergeable { MRG_RXBUF } else { 0 }
+            | any(|shape| shape.packed, PACKED)
             | any(|shape| shape.indirect, INDIRECT)
             | any(|shape| shape.event_idx, EVENT_IDX);
         // A guest that takes them leaves them to be done as well, but for the one whose frames are completed here.
