@@ -4,6 +4,7 @@
     reason = "atomic access to descriptors that the guest writes; audited in this file only"
 )]
 
+use std::arch::asm;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
@@ -84,7 +85,8 @@ impl PackedMemory {
         u16::from_le(flags.load(order::SEE))
     }
 
-    /// The descriptor in that slot, with its buffer id as `next`.
+    /// The descriptor in that slot, with its buffer id as `next`; everything that the guest wrote before its flags is
+    /// visible after this.
     #[inline]
     #[must_use]
     pub fn descriptor(&self, slot: u16) -> Descriptor {
@@ -94,8 +96,19 @@ impl PackedMemory {
             let first = self.desc.add(at).cast::<AtomicU64>();
             [first.as_ref(), first.add(1).as_ref()]
         };
-        let [addr, rest] = words.map(|word| u64::from_le(word.load(Ordering::Relaxed)));
-        Descriptor::from_packed(addr, rest)
+        let [addr, rest] = words;
+        // The flags first: where they offer the descriptor, the address is there as well.
+        let rest = u64::from_le(rest.load(order::SEE));
+        Descriptor::from_packed(u64::from_le(addr.load(Ordering::Relaxed)), rest)
+    }
+
+    /// Asks for the descriptor in that slot to be ours when a used entry is written over it.
+    #[inline]
+    pub fn prefetch(&self, slot: u16) {
+        let Some(at) = self.at(slot) else { return };
+        let at = self.desc.as_ptr().wrapping_add(at);
+        // SAFETY: a hint, which reads and writes nothing and faults on no address.
+        unsafe { asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags, readonly)) };
     }
 
     /// Shows a used entry with everything written before. The three fields are one store: a kill leaves the slot as the

@@ -13,6 +13,7 @@
 mod bad_buffer_tests;
 pub(crate) mod batches;
 mod chain;
+mod index;
 mod kind;
 mod lines;
 #[cfg(test)]
@@ -28,6 +29,7 @@ mod split;
 pub(crate) mod tests;
 mod tx;
 mod vain;
+mod whole;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

@@ -8,18 +8,12 @@ use router::{DropReason, OffloadCaps, VnetHeader};
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 
 use super::batches::Batches;
-use super::chain::{Access, Buffers, ChainError, WRITE, walk};
+use super::chain::{Access, Buffers, ChainError, walk};
 use super::malformed::Malformed;
 use super::vain::Vain;
+use super::whole::PREPARED;
 use super::{PortFault, Ring, RingError, RingLog, RingSetup, SEGMENTS, SplitRing};
 use crate::guest_memory::{DirtyLog, GuestMemory, GuestSlice, prefetch_object};
-
-/// Bytes of a vnet header with its number of buffers.
-const VNET_LEN: u32 = 12;
-/// Bytes at the start of a receive buffer that are fetched ahead: a small frame, or where a copy begins.
-const PREPARED: u32 = 128;
-/// How many frames ahead.
-const AHEAD: u16 = 16;
 
 /// Steps towards a receiver that was not served for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,14 +150,14 @@ impl RxRing {
         if !self.batches.has_place(worker) {
             return Err(DropReason::RxRingFull);
         }
-        let Self { ring: Ring::Split(ring), memory, near, batches, approached, log: None, .. } = self else {
+        let Self { ring, memory, near, batches, approached, log: None, .. } = self else {
             return self.put_scattered(worker, vnet, head, tail, need);
         };
-        let Some((chain, buffer)) = whole_buffer(ring, memory, near, need) else {
+        let Some((chain, buffer)) = ring.whole_buffer(memory, near, need) else {
             return self.put_scattered(worker, vnet, head, tail, need);
         };
         if !*approached {
-            fetch_ahead(ring, memory, near);
+            ring.fetch_ahead(memory, near);
         }
         let header = VnetHeader { num_buffers: 1, ..vnet }.to_bytes();
         // Without the number of buffers the header is shorter, and the frame overwrites what is too much.
@@ -173,9 +167,7 @@ impl RxRing {
         for part in tail {
             at += buffer.skip(at).copy_from(*part);
         }
-        ring.next_avail.advance(1);
-        ring.note_popped(chain);
-        ring.put_used(chain, need);
+        ring.fill(chain, need);
         batches.note(worker, ring.written());
         Ok(())
     }
@@ -283,36 +275,6 @@ fn mark(log: &DirtyLog, memory: &GuestMemory, segments: &[GuestSlice<'_>], need:
             log.mark(addr, part.len().into());
         }
     }
-}
-
-/// Fetches the buffer that comes [`AHEAD`] frames later, or in the next burst: if each frame had to wait until the guest's
-/// core lets go of its buffer, the waits would add up. All of a burst at once is more than a core fetches at a time.
-#[inline]
-fn fetch_ahead(ring: &SplitRing, memory: &GuestMemory, near: &mut usize) {
-    let Some(index) = ring.seen_ahead(AHEAD) else { return };
-    let descriptor = ring.memory.descriptor(ring.memory.avail_head(index));
-    let buffer = descriptor.and_then(|d| memory.slice_near(near, d.addr, d.len));
-    buffer.inspect(|buffer| buffer.prefetch_to_write(PREPARED));
-    ring.prefetch_used(AHEAD);
-}
-
-/// The next chain's buffer, if it is a single one that holds `need` bytes: so it is for nearly every frame.
-#[inline]
-fn whole_buffer<'m>(
-    ring: &mut SplitRing,
-    memory: &'m GuestMemory,
-    near: &mut usize,
-    need: u32,
-) -> Option<(u16, GuestSlice<'m>)> {
-    ring.available(1).ok().filter(|available| *available > 0)?;
-    let head = ring.memory.avail_head(ring.next_avail.get());
-    let descriptor = ring.memory.descriptor(head)?;
-    // The header is written whole, whatever of it was negotiated.
-    if descriptor.flags != WRITE || descriptor.len < need || need < VNET_LEN {
-        return None;
-    }
-    let buffer = memory.slice_near(near, descriptor.addr, descriptor.len)?;
-    (buffer.len() == descriptor.len).then_some((head, buffer))
 }
 
 /// Takes chains of a split vring until they hold `need` bytes. If it cannot, what was taken stays the guest's offer. But

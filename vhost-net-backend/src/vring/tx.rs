@@ -147,11 +147,7 @@ impl TxRing {
                 burst.frames.iter().for_each(|frame| ring.put_used(frame.head, TX_USED_LEN));
                 ring.publish(ring.written());
             }
-            Ring::Packed(ring) => {
-                // Shown as one: a kill gives all of them back, or none, so that what left by an uplink is known.
-                (0..burst.frames.len()).for_each(|i| ring.put_used(TX_USED_LEN, i > 0));
-                ring.publish(ring.written());
-            }
+            Ring::Packed(ring) => ring.give_back(),
         }
         if let Some(state) = self.ring.state() {
             state.settled();

@@ -20,9 +20,10 @@ use arrayvec::ArrayVec;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use super::chain::{Access, Buffers, WRITE};
+use super::index::Index;
 use super::lines::Lines;
 use super::{PortFault, RingError, RingLog, RingSetup};
-use crate::guest_memory::{GuestSlice, PackedMemory};
+use crate::guest_memory::{Descriptor, GuestSlice, PackedMemory};
 use crate::ring_state::{Indices, RingState};
 use notify::{AVAIL, USED};
 use position::Position;
@@ -33,40 +34,75 @@ pub(super) use walk::Front;
 #[derive(Debug)]
 pub struct PackedRing {
     memory: PackedMemory,
-    /// The next descriptor to look at.
-    next: Position,
-    /// Where what the guest was shown ends: as chains that were popped, and as used entries.
-    shown: (Position, Position),
+    /// The next descriptor to look at: a [`Position`].
+    next: Index,
+    /// Where the used entries end that the guest was shown: a [`Position`].
+    shown: Index,
+    /// The avail position is so much ahead of that one, as far as everything is given back.
+    lag: u16,
     /// Descriptors between the used entries that the guest was shown and `next`.
-    held: u16,
+    held: Index,
     /// Chains popped and not shown yet; the counts choose among them.
     chains: Box<[Taken]>,
-    popped: u16,
-    put: u16,
-    published: u16,
+    popped: Index,
+    put: Index,
+    published: Index,
     state: Option<RingState>,
     event_idx: bool,
     pub(super) lines: Lines,
 }
 
-/// A chain that was popped.
+/// A chain that was popped, in one word, for the reason that [`Index`] has: bytes written, buffer id, descriptors, and
+/// whether it is shown with the one before it, as the rest of a frame.
 #[derive(Clone, Copy, Debug, Default)]
-struct Taken {
-    id: u16,
-    /// Descriptors.
-    count: u16,
-    /// Bytes written into it.
-    len: u32,
-    /// Whether it is shown with the one before it: the rest of a frame, or of a burst.
-    goes_on: bool,
+struct Taken(u64);
+
+/// Its last bit. A chain has fewer descriptors.
+const GOES_ON: u64 = 1 << 63;
+
+impl Taken {
+    #[inline]
+    fn new(id: u16, count: u16, len: u32) -> Self {
+        Self(u64::from(len) | u64::from(id) << 32 | u64::from(count) << 48)
+    }
+
+    /// The same with that many bytes written.
+    #[inline]
+    fn put(self, len: u32, goes_on: bool) -> Self {
+        let goes_on = if goes_on { GOES_ON } else { 0 };
+        Self(Self::new(self.id(), self.count(), len).0 | goes_on)
+    }
+
+    #[inline]
+    fn len(self) -> u32 {
+        let [a, b, c, d, ..] = self.0.to_le_bytes();
+        u32::from_le_bytes([a, b, c, d])
+    }
+
+    #[inline]
+    fn id(self) -> u16 {
+        let [.., low, high, _, _] = self.0.to_le_bytes();
+        u16::from_le_bytes([low, high])
+    }
+
+    #[inline]
+    fn count(self) -> u16 {
+        let [.., low, high] = (self.0 & !GOES_ON).to_le_bytes();
+        u16::from_le_bytes([low, high])
+    }
+
+    #[inline]
+    fn goes_on(self) -> bool {
+        self.0 & GOES_ON != 0
+    }
 }
 
 /// How far chains were popped.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Mark {
-    next: Position,
-    held: u16,
-    popped: u16,
+    next: Index,
+    held: Index,
+    popped: Index,
 }
 
 impl PackedRing {
@@ -79,14 +115,16 @@ impl PackedRing {
         let mut memory = PackedMemory::new(&setup.memory, setup.size, setup.desc, setup.avail, setup.used)?;
         memory.set_log(setup.log.used.clone());
         let Start { avail, used, sent } = take_over(setup, &memory)?;
+        let lag = avail.since(used, setup.size).unwrap_or(0);
         let ring = Self {
-            next: avail,
-            shown: (avail, used),
-            held: avail.since(used, setup.size).unwrap_or(0),
+            next: Index::new(avail.0),
+            shown: Index::new(used.0),
+            lag,
+            held: Index::new(lag),
             chains: vec![Taken::default(); usize::from(setup.size).next_power_of_two()].into(),
-            popped: 0,
-            put: 0,
-            published: 0,
+            popped: Index::new(0),
+            put: Index::new(0),
+            published: Index::new(0),
             state: setup.state.take(),
             event_idx: setup.has(VIRTIO_RING_F_EVENT_IDX),
             lines: Lines::take(setup),
@@ -109,13 +147,30 @@ impl PackedRing {
     /// for packed virtqueues").
     #[must_use]
     pub fn base(&self) -> u32 {
-        u32::from(self.shown.0.0) | u32::from(self.shown.1.0) << 16
+        let Indices { avail, used } = self.indices(Position(self.shown.get()));
+        u32::from(avail) | u32::from(used) << 16
+    }
+
+    /// Both, where used entries end at `used`.
+    fn indices(&self, used: Position) -> Indices {
+        Indices { avail: used.after(self.lag, self.size()).0, used: used.0 }
     }
 
     /// Where the next burst begins, as the ring state counts.
     #[inline]
     pub(super) fn next_index(&self) -> u16 {
-        self.next.0
+        self.next.get()
+    }
+
+    #[inline]
+    fn next(&self) -> Position {
+        Position(self.next.get())
+    }
+
+    /// Descriptors that may be offered: all may be popped already, whatever their flags are.
+    #[inline]
+    fn left(&self) -> u16 {
+        self.size() - self.held.get()
     }
 
     /// Marks what is written to the ring as `log` says from now on.
@@ -127,32 +182,58 @@ impl PackedRing {
     ///
     /// # Errors
     /// It does not end.
-    #[inline]
+    #[inline(always)]
     pub(super) fn front<'m, const N: usize>(
         &self,
         from: &mut Buffers<'m, '_>,
         access: Access,
         segments: &mut ArrayVec<GuestSlice<'m>, N>,
     ) -> Result<Option<Front>, PortFault> {
-        let (at, most) = (self.next, self.size() - self.held);
-        // All of it may be popped already, whatever the flags are.
-        if most == 0 || !notify::is_offered(self.memory.flags(at.slot()), at) {
+        let (at, most) = (self.next(), self.left());
+        let first = self.memory.descriptor(at.slot());
+        if most == 0 || !notify::is_offered(first.flags, at) {
             return Ok(None);
         }
         let endless = PortFault::EndlessChain { slot: at.slot() };
-        walk::front(&self.memory, from, at, most, access, segments).map(Some).ok_or(endless)
+        walk::front(&self.memory, from, at, first, most, access, segments).map(Some).ok_or(endless)
+    }
+
+    /// The descriptor `count` places ahead, if it is offered as far as we see.
+    #[inline]
+    pub(super) fn ahead(&self, count: u16) -> Option<Descriptor> {
+        let at = (self.left() > count).then(|| self.next().after(count, self.size()))?;
+        Some(self.memory.descriptor(at.slot())).filter(|found| notify::is_offered(found.flags, at))
+    }
+
+    /// Asks for the descriptor `count` slots ahead to be ours when a used entry is written over it, but for those behind the
+    /// end of the ring.
+    #[inline]
+    pub(super) fn prefetch(&self, count: u16) {
+        self.memory.prefetch(self.next().slot().saturating_add(count));
     }
 
     /// Pops the chain that [`Self::front`] found.
     #[inline]
     pub(super) fn pop(&mut self, front: &Front) {
-        let Front { id, count, .. } = *front;
-        if let Some(taken) = self.chain(self.popped) {
-            *taken = Taken { id, count, len: 0, goes_on: false };
+        self.pop_as(Taken::new(front.id, front.count, 0));
+    }
+
+    #[inline]
+    fn pop_as(&mut self, taken: Taken) {
+        let next = self.next().after(taken.count(), self.size());
+        if let Some(chain) = self.chain(self.popped.get()) {
+            *chain = taken;
         }
-        self.popped = self.popped.wrapping_add(1);
-        self.held += count;
-        self.next = self.next.after(count, self.size());
+        self.popped.advance(1);
+        self.held.advance(taken.count());
+        self.next = Index::new(next.0);
+    }
+
+    /// Pops the chain in front, one descriptor with that id, and puts it back with `len` bytes written.
+    #[inline]
+    pub(super) fn fill(&mut self, id: u16, len: u32) {
+        self.pop_as(Taken::new(id, 1, len));
+        self.put.advance(1);
     }
 
     /// How far it popped.
@@ -170,63 +251,84 @@ impl PackedRing {
     /// Not visible before [`Self::publish`].
     #[inline]
     pub(super) fn put_used(&mut self, len: u32, goes_on: bool) {
-        if let Some(taken) = self.chain(self.put) {
-            (taken.len, taken.goes_on) = (len, goes_on);
+        if let Some(taken) = self.chain(self.put.get()) {
+            *taken = taken.put(len, goes_on);
         }
-        self.put = self.put.wrapping_add(1);
+        self.put.advance(1);
     }
 
     /// Chains put back so far.
     #[inline]
     pub(super) fn written(&self) -> u16 {
-        self.put
+        self.put.get()
     }
 
-    /// Shows the guest what was put back before `index`, and signals if it wants that.
-    #[inline]
+    /// Shows the guest what was put back before `index`, frame by frame, and signals if it wants that.
+    #[inline(never)]
     pub(super) fn publish(&mut self, index: u16) {
-        if self.published == index {
+        if self.published.get() == index {
             return;
         }
-        let old = self.shown.1;
-        while self.published != index {
-            self.show_batch(index);
+        let old = Position(self.shown.get());
+        while self.published.get() != index {
+            let first = self.taken(self.published.get());
+            let (mut end, mut descriptors) = (self.published.ahead(1), first.count());
+            while end != index && self.taken(end).goes_on() {
+                descriptors += self.taken(end).count();
+                end = end.wrapping_add(1);
+            }
+            self.show(end, descriptors);
         }
-        if notify::must_signal(&self.memory, self.event_idx, old, self.shown.1) {
+        self.signal(old);
+    }
+
+    /// Gives back all that was popped, with nothing written, and shows that as one: a kill gives all of it back, or nothing,
+    /// so that what left by an uplink is known.
+    #[inline(never)]
+    pub(super) fn give_back(&mut self) {
+        if self.published.get() == self.popped.get() {
+            return;
+        }
+        let old = Position(self.shown.get());
+        self.put = self.popped;
+        self.show(self.popped.get(), self.held.get().saturating_sub(self.lag));
+        self.signal(old);
+    }
+
+    /// Used entries from `old` on were shown.
+    #[inline]
+    fn signal(&self, old: Position) {
+        if notify::must_signal(&self.memory, self.event_idx, old, Position(self.shown.get())) {
             self.lines.ring_call();
         }
     }
 
-    /// Shows the chains of one batch.
+    /// Shows the chains before `end`, of that many descriptors, as one batch.
     #[inline]
-    fn show_batch(&mut self, index: u16) {
-        let first = self.published;
-        let (mut end, mut descriptors) = (first, 0);
-        while end != index {
-            let taken = self.taken(end);
-            if end != first && !taken.goes_on {
-                break;
-            }
-            descriptors += taken.count;
-            end = end.wrapping_add(1);
-        }
-        let (size, (avail, used)) = (self.size(), self.shown);
-        self.shown = (avail.after(descriptors, size), used.after(descriptors, size));
+    fn show(&mut self, mut end: u16, descriptors: u16) {
+        let (size, first) = (self.size(), self.published.get());
+        let from = Position(self.shown.get());
+        let mut at = from.after(descriptors, size);
         if let Some(state) = &self.state {
-            let indices = |at: (Position, Position)| Indices { avail: at.0.0, used: at.1.0 };
             // Before the guest can see it: a kill in between leaves both, and the first descriptor says which is true.
-            state.showing(indices((avail, used)), indices(self.shown));
+            state.showing(self.indices(from), self.indices(at));
         }
-        while end != first {
+        self.shown = Index::new(at.0);
+        self.published = Index::new(end);
+        self.held = Index::new(self.held.get().wrapping_sub(descriptors));
+        while end.wrapping_sub(first) > 1 {
             end = end.wrapping_sub(1);
             let taken = self.taken(end);
-            descriptors -= taken.count;
-            let at = used.after(descriptors, size);
-            let flags = if at.wrap() { AVAIL | USED } else { 0 } | if taken.len > 0 { WRITE } else { 0 };
-            self.memory.write_used(at.slot(), taken.id, taken.len, flags);
-            self.held -= taken.count;
-            self.published = self.published.wrapping_add(1);
+            at = at.before(taken.count(), size);
+            self.write_used(at, taken);
         }
+        self.write_used(from, self.taken(first));
+    }
+
+    #[inline]
+    fn write_used(&self, at: Position, taken: Taken) {
+        let flags = if at.wrap() { AVAIL | USED } else { 0 } | if taken.len() > 0 { WRITE } else { 0 };
+        self.memory.write_used(at.slot(), taken.id(), taken.len(), flags);
     }
 
     #[inline]
@@ -242,8 +344,8 @@ impl PackedRing {
 
     /// Asks the guest to kick; `true` if chains have come meanwhile, so that nobody may sleep.
     pub fn arm(&mut self) -> bool {
-        let more = notify::arm(&self.memory, self.event_idx, self.next);
-        more && self.held < self.size()
+        let more = notify::arm(&self.memory, self.event_idx, self.next());
+        more && self.left() > 0
     }
 
     /// Asks the guest not to kick while we poll.

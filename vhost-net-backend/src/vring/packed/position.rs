@@ -33,6 +33,17 @@ impl Position {
         if count < left { Self(self.0 + count) } else { Self((count - left) | (self.0 ^ WRAP) & WRAP) }
     }
 
+    /// That many descriptors further back, at most once round a ring of `size`.
+    #[inline]
+    pub(crate) fn before(self, count: u16, size: u16) -> Self {
+        let slot = self.slot();
+        if count <= slot {
+            Self(self.0 - count)
+        } else {
+            Self((slot + (size - count)) | (self.0 ^ WRAP) & WRAP)
+        }
+    }
+
     /// How many descriptors it is from `earlier` to here; none if that is more than once round a ring of `size`.
     pub(crate) fn since(self, earlier: Self, size: u16) -> Option<u16> {
         if self.wrap() == earlier.wrap() {
@@ -84,7 +95,7 @@ mod tests {
         ) {
             let count = u16::try_from(u32::from(steps) % (u32::from(size) + 1)).unwrap();
             let (old, new) = (at(start, size), at(start + u32::from(count), size));
-            prop_assert_eq!(old.after(count, size), new);
+            prop_assert_eq!((old.after(count, size), new.before(count, size)), (new, old));
             prop_assert!(new.is_in(size) && !Position(size | WRAP).is_in(size) || size == 32768);
             prop_assert_eq!(new.since(old, size), Some(count));
             // An event anywhere in the last time round before the new position, or at it.

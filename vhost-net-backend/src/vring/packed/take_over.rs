@@ -196,11 +196,11 @@ fn complete(from: Position, to: Position, ring: &PackedMemory, memory: &GuestMem
     let mut at = from;
     let mut near = 0;
     while at != to {
-        let flags = ring.flags(at.slot());
-        if is_used(flags, at) {
+        let first = ring.descriptor(at.slot());
+        if is_used(first.flags, at) {
             break;
         }
-        if !is_offered(flags, at) {
+        if !is_offered(first.flags, at) {
             return None;
         }
         let mut segments: ArrayVec<GuestSlice<'_>, SEGMENTS> = ArrayVec::new();
@@ -208,6 +208,7 @@ fn complete(from: Position, to: Position, ring: &PackedMemory, memory: &GuestMem
             ring,
             &mut Buffers { memory, near: &mut near },
             at,
+            first,
             to.since(at, ring.size())?,
             Access::Write,
             &mut segments,

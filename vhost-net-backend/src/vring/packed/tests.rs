@@ -171,6 +171,29 @@ fn a_chain_without_end_stops_the_ring_and_wrong_wrap_counters_hide_it() {
 }
 
 #[test]
+fn a_frame_that_meets_a_chain_without_end_leaves_the_ring_as_it_was() {
+    let bench = Bench::new(4, 0, false);
+    let mut ring = bench.ring();
+    for (slot, more) in [(0, 0), (1, 0), (2, NEXT), (3, NEXT)] {
+        bench.describe(bench.layout.desc, slot, BUFFERS, 64, slot, WRITE | AVAIL | more);
+    }
+    let take = |ring: &mut PackedRing, need| {
+        let from = Buffers { memory: &bench.memory, near: &mut 0 };
+        let (mut segments, mut taken) = (ArrayVec::new(), ArrayVec::new());
+        ring.take(from, true, need, &mut segments, &mut taken).map(|outcome| outcome.map(|()| taken.len()))
+    };
+    assert_eq!(take(&mut ring, 60), Ok(Ok(1)));
+    ring.put_used(60, false);
+    let before = bench.entry(1);
+    assert_eq!(take(&mut ring, 100), Err(PortFault::EndlessChain { slot: 2 }));
+    assert_eq!((ring.next_index(), ring.written()), (0x8001, 1), "the first half of it is offered again");
+    ring.publish(1);
+    assert_eq!((bench.entry(0), bench.entry(1)), ((0, 60, AVAIL | USED | WRITE), before));
+    assert_eq!(ring.base(), 0x8001_8001);
+    assert_eq!(take(&mut ring, 60), Ok(Ok(1)));
+}
+
+#[test]
 fn a_long_chain_costs_a_bounded_walk() {
     let bench = Bench::new(4096, 0, false);
     for slot in 0..4095 {

@@ -17,22 +17,41 @@ pub(in crate::vring) struct Front {
     pub(in crate::vring) bytes: Result<u32, ChainError>,
 }
 
-/// Appends the buffers of the chain at `at`, which is offered; on an error in it `segments` may hold some of them. Where a
+/// Appends the buffers of the chain at `at`, which is offered and begins with `first`; on an error in it `segments` may hold some of them. Where a
 /// chain is not a legal one its end is looked for all the same: the next one is behind it.
 ///
 /// None: it does not end within `most` descriptors, so that nobody knows where the next one is.
+#[inline(always)]
 pub(in crate::vring) fn front<'m, const N: usize>(
     ring: &PackedMemory,
     from: &mut Buffers<'m, '_>,
     at: Position,
+    first: Descriptor,
+    most: u16,
+    access: Access,
+    segments: &mut ArrayVec<GuestSlice<'m>, N>,
+) -> Option<Front> {
+    // A single buffer: so is nearly every chain.
+    if first.flags & (NEXT | INDIRECT) == 0 {
+        let bytes = append(from, first, access, 0, segments);
+        return Some(Front { id: first.next, count: 1, bytes });
+    }
+    chain(ring, from, at, first, most, access, segments)
+}
+
+#[inline(never)]
+fn chain<'m, const N: usize>(
+    ring: &PackedMemory,
+    from: &mut Buffers<'m, '_>,
+    at: Position,
+    first: Descriptor,
     most: u16,
     access: Access,
     segments: &mut ArrayVec<GuestSlice<'m>, N>,
 ) -> Option<Front> {
     let mut bytes = Ok(0);
-    let mut slot = at.slot();
+    let (mut slot, mut found) = (at.slot(), first);
     for count in 1..=most.min(LONGEST) {
-        let found = ring.descriptor(slot);
         let more = found.flags & NEXT != 0;
         bytes = bytes.and_then(|total| match found.flags & INDIRECT {
             0 => append(from, found, access, total, segments),
@@ -44,6 +63,7 @@ pub(in crate::vring) fn front<'m, const N: usize>(
             return Some(Front { id: found.next, count, bytes });
         }
         slot = if slot + 1 < ring.size() { slot + 1 } else { 0 };
+        found = ring.descriptor(slot);
     }
     None
 }
