@@ -22,11 +22,20 @@ use crate::fuzz::guest::{Driver, Guest, WRITE};
 pub const BURST: u16 = 64;
 const PAGE: u64 = 4096;
 
+/// AVAIL and USED in the flags of a packed vring's descriptor, and the wrap counter in a position there.
+const AVAIL: u16 = 1 << 7;
+const USED: u16 = 1 << 15;
+const WRAP: u16 = 1 << 15;
+
 /// A guest's vring whose chains are one buffer each, offered in turn for ever.
 struct Ring {
     driver: Driver,
+    packed: bool,
     buffers: u64,
     capacity: u64,
+    /// Bytes of each buffer that are offered, and for whom.
+    len: u32,
+    flags: u16,
 }
 
 /// See the module.
@@ -58,17 +67,9 @@ impl LoneWorker {
         // A burst, and what it is cut into: nothing is dropped.
         let chains = usize::from(BURST) * stream.buffers(rx_capacity);
         let rx_entries = u16::try_from(chains.next_power_of_two())?;
-        let (sender, tx) = Ring::new(BURST, tx_capacity)?;
-        let (receiver, rx) = Ring::new(rx_entries, rx_capacity)?;
-        for slot in 0..BURST {
-            let at = tx.buffers + tx.capacity * u64::from(slot);
-            sender.write(at, &stream.bytes);
-            tx.driver.describe(&sender, slot, at, u32::try_from(stream.bytes.len())?, 0, 0);
-        }
-        for slot in 0..rx_entries {
-            let at = rx.buffers + rx.capacity * u64::from(slot);
-            rx.driver.describe(&receiver, slot, at, u32::try_from(rx_capacity)?, WRITE, 0);
-        }
+        let (sender, tx) = Ring::new(BURST, mode.transmit.packed, tx_capacity, stream.bytes.len(), 0)?;
+        let (receiver, rx) = Ring::new(rx_entries, mode.receive.packed, rx_capacity, rx_capacity, WRITE)?;
+        (0..BURST).for_each(|slot| sender.write(tx.buffer(slot), &stream.bytes));
         let port = |index: usize| ports.get(index).context("two ports");
         port(1)?.set_rx(0, Some(RxRing::new(&mut rx.driver.setup(&receiver, receive), true)?));
         let mut setup = tx.driver.setup(&sender, send);
@@ -78,17 +79,15 @@ impl LoneWorker {
         let datapath = Datapath::new(0, snapshot, ports, counters.clone());
         let guests = [sender, receiver];
         let mut worker = Self { datapath, counters, queue, guests, rx, tx, now: Instant::now() };
-        worker.rx.offer(&worker.guests[1], rx_entries);
+        worker.rx.offer(&worker.guests[1]);
         Ok(worker)
     }
 
     /// The guests' side: a burst of frames to send, and all receive buffers back.
     pub fn offer(&mut self) {
         let [sender, receiver] = &self.guests;
-        self.tx.offer(sender, BURST);
-        let used = self.rx.driver.used_idx(receiver);
-        let held = self.rx.driver.next.wrapping_sub(used);
-        self.rx.offer(receiver, self.rx.driver.size - held);
+        self.tx.offer(sender);
+        self.rx.offer(receiver);
     }
 
     /// The worker's side: moves what was offered. Returns its frames.
@@ -124,23 +123,47 @@ impl LoneWorker {
 }
 
 impl Ring {
-    fn new(entries: u16, capacity: usize) -> Result<(Guest, Self)> {
+    fn new(entries: u16, packed: bool, capacity: usize, len: usize, flags: u16) -> Result<(Guest, Self)> {
         let layout = Layout::at(0, entries, false);
         let buffers = Layout::bytes(entries, false).next_multiple_of(PAGE);
-        let capacity = u64::try_from(capacity)?;
+        let (capacity, len) = (u64::try_from(capacity)?, u32::try_from(len)?);
         let guest = Guest::new(&[(0, u32::try_from(buffers + capacity * u64::from(entries))?)])?;
         let Layout { size, desc, avail, used, .. } = layout;
-        let driver = Driver { size, desc, avail, used, next: 0 };
-        for slot in 0..entries {
-            guest.write(avail + 4 + 2 * u64::from(slot), &slot.to_le_bytes());
+        let driver = Driver { size, desc, avail, used, next: if packed { WRAP } else { 0 } };
+        let ring = Self { driver, packed, buffers, capacity, len, flags };
+        if !packed {
+            for slot in 0..entries {
+                ring.driver.describe(&guest, slot, ring.buffer(slot), len, flags, 0);
+                guest.write(avail + 4 + 2 * u64::from(slot), &slot.to_le_bytes());
+            }
         }
-        Ok((guest, Self { driver, buffers, capacity }))
+        Ok((guest, ring))
     }
 
-    /// Shows that many more chains, in the order of the ring.
-    fn offer(&mut self, guest: &Guest, chains: u16) {
-        let Driver { avail, next, .. } = &mut self.driver;
-        *next = next.wrapping_add(chains);
-        guest.write(*avail + 2, &next.to_le_bytes());
+    fn buffer(&self, slot: u16) -> u64 {
+        self.buffers + self.capacity * u64::from(slot)
+    }
+
+    /// Offers all chains that the device does not have, in the order of the ring.
+    fn offer(&mut self, guest: &Guest) {
+        let Driver { size, avail, next, .. } = self.driver;
+        if !self.packed {
+            let held = next.wrapping_sub(self.driver.used_idx(guest));
+            self.driver.next = next.wrapping_add(size - held);
+            return guest.write(avail + 2, &self.driver.next.to_le_bytes());
+        }
+        for _ in 0..size {
+            let (slot, wrap) = (self.driver.next & !WRAP, self.driver.next & WRAP);
+            let at = self.driver.desc + 16 * u64::from(slot) + 14;
+            let flags = u16::from_le_bytes(guest.read(at));
+            // What is used, or was never offered, has both bits as they were the time before.
+            if [AVAIL, USED].iter().any(|bit| (flags & bit == 0) != (wrap != 0)) {
+                break;
+            }
+            let flags = self.flags | if wrap != 0 { AVAIL } else { USED };
+            // Here the id comes before the flags.
+            self.driver.describe(guest, slot, self.buffer(slot), self.len, slot, flags);
+            self.driver.next = if slot + 1 < size { self.driver.next + 1 } else { wrap ^ WRAP };
+        }
     }
 }
