@@ -62,7 +62,7 @@ const FEATURES: [(u32, &str, Offer); 29] = [
     (VIRTIO_F_VERSION_1, "VERSION_1", Offer::Yes),
     (VIRTIO_F_ACCESS_PLATFORM, "ACCESS_PLATFORM", Offer::No("there is no IOTLB")),
     (VIRTIO_F_RING_PACKED, "RING_PACKED", Offer::WithPacked),
-    (VIRTIO_F_IN_ORDER, "IN_ORDER", Offer::No("chains may complete out of order")),
+    (VIRTIO_F_IN_ORDER, "IN_ORDER", Offer::No("it spares too little to pay")),
     (VIRTIO_NET_F_GUEST_USO4, "GUEST_USO4", Offer::WithUso),
     (VIRTIO_NET_F_GUEST_USO6, "GUEST_USO6", Offer::WithUso),
     (VIRTIO_NET_F_HOST_USO, "HOST_USO", Offer::WithUso),

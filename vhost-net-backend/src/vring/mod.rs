@@ -4,7 +4,8 @@
 //! [`SplitRing`] is one split virtqueue: it pops heads from the avail ring, puts used entries, shows them all at once
 //! and signals the guest only if it wants that (virtio 1.3, sections 2.7.7 and 2.7.13). [`PackedRing`] is a packed one. [`TxRing`] pops a [`Burst`] of
 //! transmit chains, which whoever popped it also completes. [`RxRing`] takes whole frames: a frame that does not
-//! fit what the guest offered leaves no trace.
+//! fit what the guest offered leaves no trace. Nearly every frame fits the one buffer of the next chain, and goes the fast way
+//! of `whole`.
 //!
 //! A chain that lies (a loop, an address outside memory) costs its own frame. Ring indices that lie are a
 //! [`PortFault`]: the vring stops until the front end starts it again.

@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use router::VnetHeader;
 use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::{Bytes as _, GuestAddress};
 
@@ -16,8 +17,9 @@ use crate::demo_guest::packed::PackedDriver;
 use crate::demo_guest::ring::{Layout, Segment};
 use crate::guest_memory::{DirtyLog, GuestMemory};
 use crate::ring_state::NicState;
+use crate::vring::RxRing;
 use crate::vring::chain::ChainError;
-use crate::vring::tests::{BUFFERS, EVENT_IDX, VERSION_1, call, map, signals};
+use crate::vring::tests::{BUFFERS, EVENT_IDX, MERGE, VERSION_1, call, map, signals};
 
 const PACKED: u64 = 1 << 34;
 /// What a front end sends at the start: both wrap counters are 1.
@@ -221,6 +223,33 @@ fn bases_are_checked_and_a_half_one_is_completed() {
         (0x8002_8001, None),
     ] {
         assert_eq!(start(base).ok(), wanted, "{base:#x}");
+    }
+}
+
+#[test]
+fn frames_fill_one_buffer_or_two_wherever_the_ring_wraps() {
+    let mut bench = Bench::new(5, MERGE, false);
+    let mut rx = RxRing::new(&mut bench.setup(START, None, None), true).unwrap();
+    for number in 0..12 {
+        let (len, lens): (usize, &[u32]) = if number % 2 == 0 { (60, &[72]) } else { (150, &[100, 62]) };
+        let mut buffers = (0..).map(|i| BUFFERS + 4096 * i);
+        let mut add = |len: &u32| {
+            let segment = Segment { addr: buffers.next().unwrap(), len: 100 };
+            (bench.driver.add(&[segment], true).unwrap().unwrap(), *len)
+        };
+        let wanted: Vec<_> = lens.iter().map(&mut add).collect();
+        bench.driver.publish().unwrap();
+        rx.put(0, VnetHeader::default(), &vec![number; len], &[]).unwrap();
+        assert_eq!(bench.driver.pop_used().unwrap(), None, "not before the burst is done");
+        rx.finish(0);
+        let used = std::iter::from_fn(|| bench.driver.pop_used().unwrap());
+        assert_eq!(used.map(|used| (used.head, used.len)).collect::<Vec<_>>(), wanted);
+        let read = |at| bench.ram.memory().read_obj::<[u8; 32]>(GuestAddress(at)).unwrap();
+        let count = u8::try_from(lens.len()).unwrap();
+        assert_eq!((read(BUFFERS)[10], read(BUFFERS + 12)), (count, [number; 32]));
+        if count == 2 {
+            assert_eq!(read(BUFFERS + 4096), [number; 32]);
+        }
     }
 }
 
