@@ -261,7 +261,7 @@ mod tests {
             OTHER | OTHER2 => "globex",
             _ => "nobody",
         };
-        let ids = || (0..).map(PortId).zip(&snapshot.ports);
+        let ids = || snapshot.ports();
         let mut met = 0;
         for ((from_id, from), (_, to)) in ids().flat_map(|from| ids().map(move |to| (from, to))) {
             for (source, destination) in
@@ -302,7 +302,7 @@ mod tests {
         let (verdict, head) = send_with(&snapshot, &mut state, DB, plain, &large(0));
         assert_eq!((verdict, head.fragment_mtu, state.last_mtu), (Verdict::Deliver(WEB), 1500, 0));
         let (verdict, _) = send_with(&snapshot, &mut state, DB, plain, &large(0x40));
-        let rule = snapshot.ports[0].rule;
+        let rule = snapshot.port(PortId(0)).unwrap().rule;
         assert_eq!((verdict, state.last_mtu), (Verdict::Drop(DropReason::MtuExceeded, rule), 1500));
         let v6 = udp(mac(DB), "2001:db8:1:1::11", "2001:db8:1::11", 1453);
         assert_eq!(send(&snapshot, DB, &v6).0, Verdict::Drop(DropReason::MtuExceeded, rule));
@@ -333,7 +333,7 @@ mod tests {
         let snapshot = Snapshot::build(&small, &[KERNEL]);
         // 1,600 bytes of UDP that pretend to be segments of 1,600, or of 1,400.
         for (size, wanted) in [
-            (1600, Verdict::Drop(DropReason::FrameTooLong, snapshot.ports[0].rule)),
+            (1600, Verdict::Drop(DropReason::FrameTooLong, snapshot.port(PortId(0)).unwrap().rule)),
             (1400, Verdict::Deliver(DB)),
         ] {
             let frame = udp(mac(WEB), "10.1.0.11", "10.1.1.11", 1592);

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A port: index into [`crate::Snapshot::ports`]. Guest NICs and uplinks share one numbering.
+/// A port: see [`crate::Snapshot::port`]. Guest NICs and uplinks share one numbering, and a port keeps its id for as
+/// long as the daemon runs and its name is in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PortId(pub u32);
 

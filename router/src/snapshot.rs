@@ -1,6 +1,7 @@
 //! Everything that a decision reads, built once from the topology and never changed.
 
 mod build;
+mod port_ids;
 mod routes;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -8,6 +9,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use topology::{Mac, Place};
 
+pub use self::port_ids::{PortIds, nic_name, uplink_name};
 pub use self::routes::{RouteInfo, RouteKind};
 use crate::fib::{Fib, PrefixTable};
 use crate::ids::{PortId, RuleId, TenantId};
@@ -17,8 +19,8 @@ use crate::ids::{PortId, RuleId, TenantId};
 pub struct Snapshot {
     /// The router's own MAC, on every port.
     pub router_mac: Mac,
-    /// Guest NICs (in the order of tenants, VMs, NICs), then uplinks.
-    pub ports: Vec<Port>,
+    /// By id; ids of ports that went in a change of the configuration have none.
+    pub(crate) slots: Vec<Option<Port>>,
     /// One routing table a tenant.
     pub vrfs: Vec<Vrf>,
     /// Place of each [`crate::RuleId`]; the first is [`crate::RuleId::BUILT_IN`].
@@ -105,7 +107,18 @@ impl Snapshot {
     /// The port of that id. Ids come from this snapshot, so there is one.
     #[must_use]
     pub fn port(&self, id: PortId) -> Option<&Port> {
-        self.ports.get(id.index())
+        self.slots.get(id.index())?.as_ref()
+    }
+
+    /// All ports and their ids, the least first.
+    pub fn ports(&self) -> impl Iterator<Item = (PortId, &Port)> {
+        (0..).map(PortId).zip(&self.slots).filter_map(|(id, port)| Some((id, port.as_ref()?)))
+    }
+
+    /// One more than the largest id of a port: the length of a table that has an entry for each.
+    #[must_use]
+    pub fn ids_end(&self) -> usize {
+        self.slots.len()
     }
 
     /// The tenant's routing table. Ids come from this snapshot, so there is one.

@@ -1,6 +1,5 @@
 //! What one worker keeps between packets: rate limits and the link-local addresses that guests use.
 
-use std::collections::HashMap;
 use std::net::Ipv6Addr;
 
 use crate::ids::PortId;
@@ -24,7 +23,7 @@ pub struct WorkerState {
 /// What was learned on one port.
 #[derive(Debug, Default)]
 struct Learned {
-    /// The port's name: a new snapshot may number the ports differently.
+    /// The port's name: a new snapshot may have another port of that id, or none.
     port: String,
     addresses: [Option<Ipv6Addr>; LEARNED_PER_PORT],
 }
@@ -38,14 +37,15 @@ impl WorkerState {
         state
     }
 
-    /// Follows a new snapshot: what was learned stays with the port of that name.
+    /// Follows a new snapshot: what was learned stays with a port as long as that has its name.
     pub fn adopt(&mut self, snapshot: &Snapshot) {
-        let mut old: HashMap<_, _> = self.learned.drain(..).map(|l| (l.port, l.addresses)).collect();
-        let learned = snapshot.ports.iter().map(|port| Learned {
-            port: port.name.clone(),
-            addresses: old.remove(&port.name).unwrap_or_default(),
-        });
-        self.learned = learned.collect();
+        self.learned.resize_with(snapshot.ids_end(), Learned::default);
+        for (id, learned) in (0..).map(PortId).zip(&mut self.learned) {
+            let name = snapshot.port(id).map_or("", |port| &port.name);
+            if learned.port != name {
+                *learned = Learned { port: name.to_owned(), ..Learned::default() };
+            }
+        }
     }
 
     /// Forgets what was learned on a port: its guest was reset, and the next one may choose other addresses.
@@ -76,21 +76,27 @@ impl WorkerState {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot::PortIds;
     use crate::testing::{DB, WEB, ip, snapshot, topology};
 
     #[test]
-    fn learns_two_and_keeps_them_by_name() {
+    fn learns_two_and_keeps_them_as_long_as_the_port_is_there() {
         let snapshot = snapshot();
         let mut state = WorkerState::new(&snapshot);
         let [a, b, c] = ["fe80::a", "fe80::b", "fe80::c"].map(ip::<Ipv6Addr>);
         assert!(state.learn(DB, a) && state.learn(DB, b) && state.learn(DB, a));
         assert!(!state.learn(DB, c) && !state.knows(DB, c) && !state.knows(WEB, a));
-        // The VM in front of it goes: db is now the first port.
+        // The VM in front of it goes, and the port keeps its id.
         let mut smaller = topology();
         smaller.tenants[0].vms.remove(0);
         smaller.tenants[0].routes.clear();
+        let without = Snapshot::build_with(&smaller, &[], &PortIds::carry_on(&snapshot, &smaller));
+        assert!(without.port(WEB).is_none());
+        state.adopt(&without);
+        assert!(state.knows(DB, a) && state.knows(DB, b) && !state.knows(WEB, a));
+        // Another port has the id: it is told nothing.
         state.adopt(&Snapshot::build(&smaller, &[]));
-        assert!(state.knows(WEB, a) && state.knows(WEB, b) && !state.knows(DB, a));
+        assert!(!state.knows(WEB, a) && !state.knows(DB, a) && state.learn(WEB, a));
         state.forget(WEB);
         assert!(!state.knows(WEB, a) && state.learn(WEB, c));
     }

@@ -91,7 +91,7 @@ impl Daemon {
             macs.get_mut(uplink.index).into_iter().for_each(|mac| *mac = tap.mac);
         }
         let snapshot = Arc::new(Snapshot::build(&topology, &macs));
-        let ports: PortTable = port_ids(&snapshot).map(|(id, port)| shared_port(id, port)).collect();
+        let ports: PortTable = snapshot.ports().map(|(id, port)| shared_port(id, port)).collect();
         let topology = Arc::new(topology);
         let (run_dir, health) = (run_dir.to_owned(), Arc::new(Health::new(count)));
         let (links, orders) = Links::new().context("cannot create an eventfd")?;
@@ -156,7 +156,7 @@ impl Daemon {
         keeper.leave();
         let mut collected = Collected::default();
         collected.counters(view.counters.boot(), &view.run_dir.join("stats"));
-        for (id, port) in port_ids(&view.snapshot) {
+        for (id, port) in view.snapshot.ports() {
             let PortKind::Uplink(uplink) = &port.kind else { continue };
             let kind = view.topology.uplinks.get(uplink.index).map(|uplink| &uplink.kind);
             let Some(UplinkKind::Tap { device }) = kind else { continue };
@@ -188,10 +188,6 @@ fn start_workers(
     Ok((workers.into(), threads))
 }
 
-fn port_ids(snapshot: &Snapshot) -> impl Iterator<Item = (PortId, &router::snapshot::Port)> {
-    (0..).map(PortId).zip(&snapshot.ports)
-}
-
 fn shared_port(id: PortId, port: &router::snapshot::Port) -> PortShared {
     let pairs = match &port.kind {
         PortKind::Nic(nic) => Some(nic.queues),
@@ -209,7 +205,7 @@ fn open_uplinks(
 ) -> anyhow::Result<(Vec<Kept>, Vec<TapDevice>)> {
     let without_macs = Snapshot::build(topology, &[]);
     let (mut kept, mut taps) = (Vec::new(), Vec::new());
-    for (id, port) in port_ids(&without_macs) {
+    for (id, port) in without_macs.ports() {
         let PortKind::Uplink(uplink) = &port.kind else { continue };
         let Some(wanted) = topology.uplinks.get(uplink.index) else { continue };
         let UplinkKind::Tap { device } = &wanted.kind else {

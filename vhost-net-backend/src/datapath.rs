@@ -110,8 +110,8 @@ impl Datapath {
         Self {
             worker,
             state: WorkerState::new(&snapshot),
-            taps: snapshot.ports.iter().map(|_| None).collect(),
-            groups: Groups::new(snapshot.ports.len()),
+            taps: std::iter::repeat_with(|| None).take(snapshot.ids_end()).collect(),
+            groups: Groups::new(snapshot.ids_end()),
             snapshot,
             ports,
             counters,
@@ -125,8 +125,8 @@ impl Datapath {
     /// Takes a new configuration, between two bursts.
     pub fn configure(&mut self, snapshot: Arc<Snapshot>) {
         self.state.adopt(&snapshot);
-        self.groups.fit(snapshot.ports.len());
-        self.taps.resize_with(snapshot.ports.len(), || None);
+        self.groups.fit(snapshot.ids_end());
+        self.taps.resize_with(snapshot.ids_end(), || None);
         self.snapshot = snapshot;
     }
 

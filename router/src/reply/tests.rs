@@ -60,10 +60,10 @@ fn snapshot() -> Snapshot {
     let port = |name: &str, mtu, kind| Port { name: name.into(), mtu, rule: RuleId::BUILT_IN, kind };
     Snapshot {
         router_mac: ROUTER,
-        ports: vec![
-            port("acme/a.0", 1400, nic(0, 0)),
-            port("other/a.0", 1500, nic(1, 0)),
-            port("uplink:wan", 1500, uplink),
+        slots: vec![
+            Some(port("acme/a.0", 1400, nic(0, 0))),
+            Some(port("other/a.0", 1500, nic(1, 0))),
+            Some(port("uplink:wan", 1500, uplink)),
         ],
         vrfs: vec![
             Vrf { tenant: "acme".into(), networks: vec![front, back], fib: Fib::default() },

@@ -5,29 +5,26 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnet::IpNet;
 use topology::{Mac, Nic, Place, Tenant, Topology, Via};
 
-use super::{Network, NicPort, Port, PortKind, Snapshot, UplinkPort, Vrf};
+use super::{Network, NicPort, Port, PortIds, PortKind, Snapshot, UplinkPort, Vrf, nic_name, uplink_name};
 use crate::fib::{Fib, Hop, NextHop, PrefixTable, Route};
 use crate::ids::{PortId, RuleId, TenantId};
 
 impl Snapshot {
-    /// Builds it. `uplink_macs` holds the peer MAC of each uplink, in the order of `topology.uplinks`;
-    /// a missing one counts as all zeros.
+    /// Builds it, with the ids of a daemon that starts. `uplink_macs` holds the peer MAC of each uplink, in the order of
+    /// `topology.uplinks`; a missing one counts as all zeros.
     #[must_use]
     pub fn build(topology: &Topology, uplink_macs: &[Mac]) -> Self {
-        let mut builder = Builder {
-            topology,
-            uplink_macs,
-            ports: Vec::new(),
-            first_uplink: topology
-                .tenants
-                .iter()
-                .flat_map(|tenant| &tenant.vms)
-                .map(|vm| vm.nics.len())
-                .sum(),
-            rules: vec![Place::default()],
-        };
+        Self::build_with(topology, uplink_macs, &PortIds::fresh(topology))
+    }
+
+    /// The same with these ids, which must be those of `topology`.
+    #[must_use]
+    pub fn build_with(topology: &Topology, uplink_macs: &[Mac], ids: &PortIds) -> Self {
+        let slots = std::iter::repeat_with(|| None).take(ids.end()).collect();
+        let mut builder = Builder { topology, uplink_macs, ids, slots, rules: vec![Place::default()] };
+        let mut first_nic = 0;
         for (index, tenant) in topology.tenants.iter().enumerate() {
-            builder.add_nics(TenantId(number(index)), tenant);
+            first_nic = builder.add_nics(TenantId(number(index)), tenant, first_nic);
         }
         let mut first_nic = 0;
         let mut vrfs = Vec::new();
@@ -38,7 +35,7 @@ impl Snapshot {
         for index in 0..topology.uplinks.len() {
             builder.add_uplink(index);
         }
-        Self { router_mac: topology.router.mac, ports: builder.ports, vrfs, rules: builder.rules }
+        Self { router_mac: topology.router.mac, slots: builder.slots, vrfs, rules: builder.rules }
     }
 }
 
@@ -46,9 +43,8 @@ impl Snapshot {
 struct Builder<'a> {
     topology: &'a Topology,
     uplink_macs: &'a [Mac],
-    ports: Vec<Port>,
-    /// Index of the first port that is an uplink.
-    first_uplink: usize,
+    ids: &'a PortIds,
+    slots: Vec<Option<Port>>,
     rules: Vec<Place>,
 }
 
@@ -58,12 +54,29 @@ impl Builder<'_> {
         RuleId(number(self.rules.len() - 1))
     }
 
-    fn add_nics(&mut self, tenant_id: TenantId, tenant: &Tenant) {
+    fn put(&mut self, id: PortId, port: Port) {
+        if let Some(slot) = self.slots.get_mut(id.index()) {
+            *slot = Some(port);
+        }
+    }
+
+    /// The id of the NIC that has that place among all NICs of the file.
+    fn nic_id(&self, at: usize) -> PortId {
+        self.ids.nics().get(at).copied().unwrap_or(PortId(u32::MAX))
+    }
+
+    fn uplink_id(&self, index: usize) -> PortId {
+        self.ids.uplinks().get(index).copied().unwrap_or(PortId(u32::MAX))
+    }
+
+    /// Adds a tenant's NICs, of which the first is NIC `first_nic` of the file; returns where the next tenant's begin.
+    fn add_nics(&mut self, tenant_id: TenantId, tenant: &Tenant, first_nic: usize) -> usize {
+        let mut at = first_nic;
         for vm in &tenant.vms {
             for (index, nic) in vm.nics.iter().enumerate() {
                 let rule = self.rule(nic.at);
-                self.ports.push(Port {
-                    name: format!("{}/{}.{index}", tenant.name, vm.name),
+                let port = Port {
+                    name: nic_name(&tenant.name, &vm.name, index),
                     mtu: nic.mtu,
                     rule,
                     kind: PortKind::Nic(NicPort {
@@ -75,9 +88,12 @@ impl Builder<'_> {
                         network: nic.network,
                         queues: nic.queues,
                     }),
-                });
+                };
+                self.put(self.nic_id(at), port);
+                at += 1;
             }
         }
+        at
     }
 
     fn add_uplink(&mut self, index: usize) {
@@ -99,19 +115,20 @@ impl Builder<'_> {
         for (prefix, id) in serves.iter().chain(&routed) {
             behind.add(*prefix, *id);
         }
-        self.ports.push(Port {
-            name: format!("uplink:{}", uplink.name),
+        let port = Port {
+            name: uplink_name(&uplink.name),
             mtu: uplink.mtu,
             rule,
             kind: PortKind::Uplink(UplinkPort { index, peer_mac: self.uplink_mac(index), serves, behind }),
-        });
+        };
+        self.put(self.uplink_id(index), port);
     }
 
     fn uplink_mac(&self, index: usize) -> Mac {
         self.uplink_macs.get(index).copied().unwrap_or_default()
     }
 
-    /// The table of a tenant whose NICs start at port `first_nic`. What is added first wins: the router's own
+    /// The table of a tenant whose NICs start at NIC `first_nic` of the file. What is added first wins: the router's own
     /// addresses, then VMs; subnets before static routes of the same prefix.
     fn vrf(&mut self, tenant: &Tenant, first_nic: usize) -> Vrf {
         let mut fib = Fib::default();
@@ -128,8 +145,8 @@ impl Builder<'_> {
             rules.push(rule);
             networks.push(built);
         }
-        for (port, nic) in (first_nic..).zip(tenant.vms.iter().flat_map(|vm| &vm.nics)) {
-            self.add_hosts(&mut fib, tenant, nic, port);
+        for (at, nic) in (first_nic..).zip(tenant.vms.iter().flat_map(|vm| &vm.nics)) {
+            self.add_hosts(&mut fib, tenant, nic, self.nic_id(at));
         }
         for (built, rule) in networks.iter().zip(rules) {
             for address in built.subnets.iter().filter_map(broadcast) {
@@ -169,25 +186,25 @@ impl Builder<'_> {
         built
     }
 
-    fn add_hosts(&self, fib: &mut Fib, tenant: &Tenant, nic: &Nic, port: usize) {
-        let next = NextHop { port: PortId(number(port)), mac: nic.mac, mtu: nic.mtu };
-        let rule = self.ports.get(port).map_or(RuleId::BUILT_IN, |port| port.rule);
+    fn add_hosts(&self, fib: &mut Fib, tenant: &Tenant, nic: &Nic, port: PortId) {
+        let next = NextHop { port, mac: nic.mac, mtu: nic.mtu };
+        let slot = self.slots.get(port.index()).and_then(Option::as_ref);
+        let rule = slot.map_or(RuleId::BUILT_IN, |port| port.rule);
         let route = Route { hop: Hop::Nic(next), rule };
         nic.addresses4.iter().for_each(|address| fib.add_host(IpAddr::V4(*address), route));
         addresses6(tenant, nic).into_iter().for_each(|address| fib.add_host(IpAddr::V6(address), route));
     }
 
-    /// Where a static route leads; `first_nics`: the port of each VM's first NIC.
+    /// Where a static route leads; `first_nics`: each VM's first NIC, as its place among all NICs of the file.
     fn hop(&self, tenant: &Tenant, first_nics: &[usize], via: Via) -> Option<Hop> {
         match via {
             Via::Uplink(index) => {
                 let mtu = self.topology.uplinks.get(index)?.mtu;
-                let port = PortId(number(self.first_uplink + index));
-                Some(Hop::Uplink(NextHop { port, mac: self.uplink_mac(index), mtu }))
+                Some(Hop::Uplink(NextHop { port: self.uplink_id(index), mac: self.uplink_mac(index), mtu }))
             }
             Via::Nic { vm, nic } => {
                 let nic_model = tenant.vms.get(vm)?.nics.get(nic)?;
-                let port = PortId(number(first_nics.get(vm)? + nic));
+                let port = self.nic_id(first_nics.get(vm)? + nic);
                 Some(Hop::Nic(NextHop { port, mac: nic_model.mac, mtu: nic_model.mtu }))
             }
         }
@@ -254,14 +271,14 @@ via = "10.0.0.9"
         let topology = topology::parse("test.toml", FILE).unwrap();
         let peer = Mac([2, 0, 0, 0, 0, 1]);
         let snapshot = Snapshot::build(&topology, &[peer]);
-        let names: Vec<_> = snapshot.ports.iter().map(|port| port.name.as_str()).collect();
+        let names: Vec<_> = snapshot.ports().map(|(_, port)| port.name.as_str()).collect();
         assert_eq!(names, ["me/a.0", "me/b.0", "uplink:lab"]);
-        for (index, port) in (0..2).zip(&snapshot.ports) {
+        for (id, port) in snapshot.ports().take(2) {
             let PortKind::Nic(nic) = &port.kind else { panic!("{port:?}") };
             let own = nic.addresses4.iter().map(|v4| IpAddr::V4(*v4));
             for address in own.chain(nic.addresses6.iter().map(|v6| IpAddr::V6(*v6))) {
                 let route = snapshot.route(TenantId(0), address).unwrap();
-                assert_eq!((route.kind, route.port), (RouteKind::Host, Some(PortId(index))), "{address}");
+                assert_eq!((route.kind, route.port), (RouteKind::Host, Some(id)), "{address}");
             }
             assert!(nic.addresses6.contains(&nic.mac.eui64("fd00:1::".parse().unwrap())));
         }
@@ -269,14 +286,14 @@ via = "10.0.0.9"
             let route = snapshot.route(TenantId(0), address.parse().unwrap()).unwrap();
             (route.next_hop, route.mac, route.line)
         };
-        let PortKind::Nic(b) = &snapshot.ports[1].kind else { panic!("no NIC") };
+        let PortKind::Nic(b) = &snapshot.port(PortId(1)).unwrap().kind else { panic!("no NIC") };
         assert_eq!(
             line("10.66.1.1"),
             (Some("me/b.0".into()), Some(b.mac.to_string()), topology.tenants[0].routes[0].at.line)
         );
         assert_eq!(line("192.0.2.1").0, Some("uplink:lab".into()));
         assert_eq!(line("192.0.2.1").1, Some(peer.to_string()));
-        let PortKind::Uplink(lab) = &snapshot.ports[2].kind else { panic!("no uplink") };
+        let PortKind::Uplink(lab) = &snapshot.port(PortId(2)).unwrap().kind else { panic!("no uplink") };
         let served: Vec<_> = lab.serves.iter().map(|(net, _)| net.to_string()).collect();
         assert_eq!(served, ["10.0.0.0/24", "fd00:1::/64"]);
         assert_eq!(

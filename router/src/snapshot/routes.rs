@@ -160,7 +160,7 @@ mod tests {
     fn ports_and_rules_point_at_the_file() {
         let snapshot = snapshot();
         let lines =
-            snapshot.ports.iter().map(|port| (port.name.as_str(), snapshot.place(port.rule).unwrap().line));
+            snapshot.ports().map(|(_, port)| (port.name.as_str(), snapshot.place(port.rule).unwrap().line));
         let wanted = [
             ("acme/web.0", 20),
             ("acme/db.0", 21),

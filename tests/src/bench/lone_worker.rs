@@ -57,7 +57,7 @@ impl LoneWorker {
     /// The kernel has no memory to give.
     pub fn new(topology: &Topology, mode: Mode, len: usize) -> Result<Self> {
         let snapshot = Arc::new(Snapshot::build(topology, &[]));
-        let named = (0..).map(PortId).zip(&snapshot.ports);
+        let named = snapshot.ports();
         let ports: PortTable =
             named.map(|(id, port)| PortShared::new(id, port.name.clone(), Some(1))).collect();
         let stream = Stream::new(mode.content, mode.v6, len, mode.whole, Wanted::EXACT)?;

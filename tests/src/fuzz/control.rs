@@ -113,7 +113,7 @@ fn view() -> Result<View> {
     let topology =
         topology::parse("fuzz.toml", TOPOLOGY).map_err(|problems| anyhow::anyhow!("{problems}"))?;
     let snapshot = Arc::new(Snapshot::build(&topology, &[]));
-    let ports = (0..).map(PortId).zip(&snapshot.ports);
+    let ports = snapshot.ports();
     let ports: Arc<[PortShared]> =
         ports.map(|(id, port)| PortShared::new(id, port.name.clone(), Some(1))).collect();
     for (port, running) in ports.iter().zip([true, false]) {

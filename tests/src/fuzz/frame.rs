@@ -72,7 +72,7 @@ pub fn run(data: &[u8]) -> Result<()> {
     let ours = TenantId(u32::from(input.byte() & 1));
     let mut world = World::new(Arc::clone(&snapshot), input.byte())?;
     let mut decider = Decider::new(Arc::clone(&snapshot));
-    let ids = || (0..).map(PortId).take(snapshot.ports.len());
+    let ids = || (0..).map(PortId).take(snapshot.ids_end());
     let senders: Vec<PortId> = ids().filter(|id| tenant(&snapshot, *id) == Some(ours)).collect();
     let others = |world: &World| {
         let foreign = world.guests.iter().zip(ids()).filter(|(_, id)| tenant(&snapshot, *id) != Some(ours));
@@ -179,7 +179,7 @@ struct World {
 impl World {
     /// `choice`: which guests have offloads, by bit.
     fn new(snapshot: Arc<Snapshot>, choice: u8) -> Result<Self> {
-        let named = (0..).map(PortId).zip(&snapshot.ports);
+        let named = snapshot.ports();
         let pairs = |port: &router::snapshot::Port| matches!(port.kind, PortKind::Nic(_)).then_some(1);
         let ports: PortTable =
             named.map(|(id, port)| PortShared::new(id, port.name.clone(), pairs(port))).collect();
@@ -214,7 +214,7 @@ impl World {
 
     /// What every port's counters must say at the end.
     fn check(&self) -> Result<()> {
-        let ids = (0..).map(PortId).take(self.snapshot.ports.len());
+        let ids = (0..).map(PortId).take(self.snapshot.ids_end());
         let tallies: Vec<_> = ids.map(|id| self.counters.tally(id)).collect();
         for tally in &tallies {
             ensure!(tally.balance() == 0, "{} frames vanished", tally.balance());

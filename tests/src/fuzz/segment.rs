@@ -33,7 +33,10 @@ pub fn run(data: &[u8]) -> Result<()> {
     let snapshot = super::frame::snapshot()?;
     let choice = input.byte();
     let v6 = choice & 1 != 0;
-    let port = |name| snapshot.ports.iter().position(|port| port.name == name).context("a port of the file");
+    let port = |name: &str| {
+        let found = snapshot.ports().find(|(_, port)| port.name == name);
+        found.map(|(id, _)| id.index()).context("a port of the file")
+    };
     let (web, db) = (port("acme/web.0")?, port("acme/db.0")?);
     let (from, to) = if choice & 2 == 0 { (db, web) } else { (web, db) };
     let addresses =
@@ -65,7 +68,7 @@ pub fn run(data: &[u8]) -> Result<()> {
     );
     ensure!(sent.bytes == u64::try_from(bytes)?, "{} bytes are counted, {bytes} came", sent.bytes);
     ensure!(sent.frames > 0 || sent.refused.is_some(), "a frame vanished");
-    let mtu = snapshot.ports.get(to).map_or(0, |port| usize::from(port.mtu));
+    let mtu = snapshot.ports().nth(to).map_or(0, |(_, port)| usize::from(port.mtu));
     Case { spec, packet, head, caps, mtu, tame, refused: sent.refused.is_some() }.check(&pieces)
 }
 

@@ -21,7 +21,10 @@ pub fn run(data: &[u8]) -> Result<()> {
         Ok(topology) => {
             let snapshot = Snapshot::build(&topology, &[]);
             let nics = topology.tenants.iter().flat_map(|t| &t.vms).map(|vm| vm.nics.len()).sum::<usize>();
-            ensure!(snapshot.ports.len() == nics + topology.uplinks.len(), "a NIC or uplink without a port");
+            ensure!(
+                snapshot.ports().count() == nics + topology.uplinks.len(),
+                "a NIC or uplink without a port"
+            );
             ensure!(snapshot.vrfs.len() == topology.tenants.len(), "a tenant without a table");
         }
         Err(problems) => {

@@ -403,7 +403,7 @@ mod tests {
         .join();
         assert!(Mutex::is_poisoned(&view.ports[0].status));
         assert_eq!(answers::stats(&view).ports[0].state, api::State::Up);
-        assert_eq!(view.ports.len(), Snapshot::build(&view.topology, &[]).ports.len());
+        assert_eq!(view.ports.len(), Snapshot::build(&view.topology, &[]).ids_end());
     }
 
     fn raw(run_dir: &std::path::Path, request: &str) -> String {

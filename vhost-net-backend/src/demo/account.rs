@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use router::{DropReason, PortId};
+use router::DropReason;
 
 use super::report::Report;
 use super::scene::Scene;
@@ -20,13 +20,7 @@ const WIDTH: usize = 80;
 
 /// Every port with its counters.
 fn tallies(view: &View) -> Vec<(String, Tally)> {
-    let ids = (0..).map(PortId);
-    view.snapshot
-        .ports
-        .iter()
-        .zip(ids)
-        .map(|(port, id)| (port.name.clone(), view.counters.tally(id)))
-        .collect()
+    view.snapshot.ports().map(|(id, port)| (port.name.clone(), view.counters.tally(id))).collect()
 }
 
 fn tally(view: &View, port: &str) -> Tally {

@@ -27,7 +27,7 @@ fn setup() -> WorkerSetup {
 pub(super) fn setup_of(topology: &str) -> WorkerSetup {
     let topology = topology::parse("test.toml", topology).unwrap();
     let snapshot = Arc::new(Snapshot::build(&topology, &[]));
-    let count = snapshot.ports.len();
+    let count = snapshot.ids_end();
     let port = |n| PortShared::new(PortId(n), format!("me/{n}.0"), Some(1));
     let ports = (0..u32::try_from(count).unwrap()).map(port).collect();
     let (uplink_events, _) = unbounded();

@@ -98,7 +98,7 @@ impl Bench {
 }
 
 fn ports(snapshot: &Snapshot, pairs: u16) -> PortTable {
-    let named = (0..).map(PortId).zip(&snapshot.ports);
+    let named = snapshot.ports();
     named.map(|(id, port)| PortShared::new(id, port.name.clone(), Some(pairs))).collect()
 }
 
