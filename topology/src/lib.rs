@@ -14,6 +14,8 @@
 //! are taken out and the rest is read and checked all the same; [`Problems`] has them all, sorted by place,
 //! and prints them as rustc does. A file with a problem gives no topology.
 //!
+//! [`plan`] says what changes from one topology to another, by name.
+//!
 //! What the file asks for and this version does not enforce yet is checked as everything else, and listed in
 //! [`Topology::unenforced`], so that a daemon can refuse to run without it.
 //!
@@ -28,6 +30,7 @@ mod derive;
 pub mod mac;
 pub mod model;
 pub mod place;
+pub mod plan;
 mod problem;
 mod raw;
 mod source;
@@ -41,6 +44,7 @@ use std::path::Path;
 pub use mac::Mac;
 pub use model::*;
 pub use place::Place;
+pub use plan::Plan;
 pub use problem::{Problem, Problems, nearest};
 use source::Source;
 use validate::context::Context;
