@@ -35,8 +35,16 @@ impl Daemon {
     /// # Errors
     /// When it ends or does not answer; the error holds its log.
     pub fn start(scenario: &Scenario, netns: Option<&Netns>) -> Result<Self> {
+        Self::start_on(&scenario.toml()?, netns)
+    }
+
+    /// The same on any text.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_on(text: &str, netns: Option<&Netns>) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("vmr").tempdir()?;
-        fs::write(folder.path().join("topology.toml"), scenario.toml()?)?;
+        fs::write(folder.path().join("topology.toml"), text)?;
         let netns = netns.map(|netns| netns.name().to_owned());
         let process = spawn(folder.path(), netns.as_deref())?;
         let mut daemon = Self { process, netns, folder, manager: None };
@@ -126,7 +134,38 @@ impl Daemon {
     /// # Errors
     /// It cannot be written.
     pub fn rewrite(&self, scenario: &Scenario) -> Result<()> {
-        Ok(fs::write(self.folder.path().join("topology.toml"), scenario.toml()?)?)
+        self.write(&scenario.toml()?)
+    }
+
+    /// The same with any text.
+    ///
+    /// # Errors
+    /// As [`Self::rewrite`].
+    pub fn write(&self, text: &str) -> Result<()> {
+        Ok(fs::write(self.file(), text)?)
+    }
+
+    /// The topology file.
+    #[must_use]
+    pub fn file(&self) -> PathBuf {
+        self.folder.path().join("topology.toml")
+    }
+
+    /// Makes it read the file again, and waits until it has said what came of it: the last line about that.
+    ///
+    /// # Errors
+    /// It says nothing.
+    pub fn reload(&self) -> Result<String> {
+        let said = || {
+            let log = self.log();
+            (log.matches(" reload: ").count(), log.rsplit(" reload: ").next().unwrap_or_default().to_owned())
+        };
+        let before = said().0;
+        self.process.signal(Signal::HUP)?;
+        wait_for("the reload", START, || {
+            let (count, last) = said();
+            Ok((count > before && last.ends_with('\n')).then_some(last))
+        })
     }
 
     /// Where its sockets are.
@@ -174,6 +213,21 @@ impl Daemon {
     /// As [`Self::start`].
     pub fn start_again(&mut self) -> Result<()> {
         self.process = spawn(self.folder.path(), self.netns.as_deref())?;
+        self.ready()
+    }
+
+    /// As [`Self::start_again`], with what was applied last instead of the file.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_last(&mut self) -> Result<()> {
+        let mut last = Command::new("env");
+        let found = command(self.folder.path(), self.netns.as_deref(), &[])?;
+        let file = self.file();
+        last.args(found.get_args().filter(|argument| **argument != *file.as_os_str()));
+        last.env_remove("NOTIFY_SOCKET");
+        ensure!(self.netns.is_none(), "not in a network namespace");
+        self.process = Process::spawn("vmrouter", last, self.folder.path())?;
         self.ready()
     }
 

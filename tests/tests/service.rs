@@ -116,7 +116,7 @@ fn a_service_manager_is_told_everything() -> Result<()> {
         "?".into(),
     ];
     for (text, wanted) in
-        texts.iter().zip(["has not changed", "takes that up when it is restarted", "is wrong"])
+        texts.iter().zip(["has not changed", "2 to add, 0 to change, 0 to remove", "is wrong"])
     {
         // As editors do it.
         fs::write(daemon.path("new"), text)?;

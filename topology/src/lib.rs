@@ -58,12 +58,21 @@ pub const MAX_BYTES: u64 = 1 << 20;
 ///
 /// Everything that is wrong with it.
 pub fn read(path: &Path) -> Result<Topology, Problems> {
+    parse(&path.display().to_string(), &read_text(path)?)
+}
+
+/// Reads the file at `path`, and checks nothing of what it says.
+///
+/// # Errors
+///
+/// It is no file, too large, or not UTF-8.
+pub fn read_text(path: &Path) -> Result<String, Problems> {
     let name = path.display().to_string();
     let bytes = bytes(path).map_err(|(message, help)| Problems::whole(&name, message, help))?;
-    match std::str::from_utf8(&bytes) {
-        Ok(text) => parse(&name, text),
-        Err(error) => Err(not_utf8(&name, &bytes, error.valid_up_to())),
-    }
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        not_utf8(&name, error.as_bytes(), at)
+    })
 }
 
 /// Checks `text`; `name` stands before each place in the report.

@@ -249,7 +249,10 @@ fn nic(old: &Nic, new: &Nic) -> Fields {
     fields.compare(Effect::Reconnect, "queues", &old.queues, &new.queues);
     let path = |path: &Option<std::path::PathBuf>| optional(path.as_ref().map(|path| path.display()));
     fields.shown(Effect::Reconnect, "connect", &old.connect, &new.connect, path);
-    fields.shown(Effect::Reconnect, "owner", &old.owner, &new.owner, |owner| optional(owner.as_ref()));
+    // Whose socket it may be matters only where we connect to it.
+    let dials = old.connect.is_some() && new.connect.is_some();
+    let effect = if dials { Effect::Reconnect } else { Effect::InPlace };
+    fields.shown(effect, "owner", &old.owner, &new.owner, |owner| optional(owner.as_ref()));
     fields.compare(Effect::InPlace, "addresses", &addresses(old), &addresses(new));
     fields.shown(Effect::InPlace, "prefixes", &old.prefixes, &new.prefixes, |all| list(all));
     fields

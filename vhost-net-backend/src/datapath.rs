@@ -122,12 +122,18 @@ impl Datapath {
         }
     }
 
-    /// Takes a new configuration, between two bursts.
-    pub fn configure(&mut self, snapshot: Arc<Snapshot>) {
+    /// Takes a new configuration, between two bursts; returns the one before.
+    pub fn configure(&mut self, snapshot: Arc<Snapshot>, ports: PortTable) -> (Arc<Snapshot>, PortTable) {
         self.state.adopt(&snapshot);
         self.groups.fit(snapshot.ids_end());
         self.taps.resize_with(snapshot.ids_end(), || None);
-        self.snapshot = snapshot;
+        (std::mem::replace(&mut self.snapshot, snapshot), std::mem::replace(&mut self.ports, ports))
+    }
+
+    /// The configuration that decides.
+    #[must_use]
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
     }
 
     /// A guest's driver starts anew: the next one may use other link-local addresses.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::egress::Egress;
 use crate::guest_memory::{DirtyLog, GuestMemory, GuestSlice, prefetch_object};
+use crate::ring_state::NicState;
 use crate::seats::Seats;
 use crate::vhost_user::Hangup;
 use crate::vring::{Approach, PortFault, RingError, RingLog, RingSetup, RxRing};
@@ -121,6 +122,8 @@ pub struct PortShared {
     pub name: String,
     /// Whether it is an uplink.
     pub is_uplink: bool,
+    /// Where its vrings' progress is kept, if it can be.
+    pub state: Option<Arc<NicState>>,
     /// Control's view.
     pub status: Mutex<PortStatus>,
     /// Its front ends: taken by their sessions' threads, before `status` and `link`.
@@ -139,8 +142,48 @@ struct Link {
     log: Weak<DirtyLog>,
 }
 
-/// All ports, by [`PortId`].
-pub type PortTable = Arc<[PortShared]>;
+/// All ports, by [`PortId`]; an id may have none. It never changes: with another configuration comes another table, which
+/// has the same [`PortShared`] of each port that stays.
+#[derive(Clone, Debug, Default)]
+pub struct PortTable(Arc<[Option<Arc<PortShared>>]>);
+
+impl PortTable {
+    /// The port whose id is that index.
+    #[inline]
+    #[must_use]
+    pub fn get(&self, index: usize) -> Option<&PortShared> {
+        self.0.get(index)?.as_deref()
+    }
+
+    /// The same, to be put into another table.
+    #[must_use]
+    pub fn share(&self, id: PortId) -> Option<Arc<PortShared>> {
+        self.0.get(id.index())?.clone()
+    }
+
+    /// All ports, the least id first.
+    pub fn iter(&self) -> impl Iterator<Item = &PortShared> {
+        self.0.iter().flatten().map(|port| &**port)
+    }
+}
+
+impl FromIterator<Arc<PortShared>> for PortTable {
+    fn from_iter<I: IntoIterator<Item = Arc<PortShared>>>(ports: I) -> Self {
+        let mut table = Vec::new();
+        for port in ports {
+            let at = port.id.index();
+            table.resize(table.len().max(at.saturating_add(1)), None);
+            table.get_mut(at).into_iter().for_each(|slot| *slot = Some(Arc::clone(&port)));
+        }
+        Self(table.into())
+    }
+}
+
+impl FromIterator<PortShared> for PortTable {
+    fn from_iter<I: IntoIterator<Item = PortShared>>(ports: I) -> Self {
+        ports.into_iter().map(Arc::new).collect()
+    }
+}
 
 impl PortShared {
     /// A port with nobody connected. Uplinks have no queue pairs.
@@ -151,11 +194,18 @@ impl PortShared {
             id,
             name,
             is_uplink: pairs.is_none(),
+            state: None,
             status: Mutex::default(),
             seats: Mutex::default(),
             link: Mutex::default(),
             rx,
         }
+    }
+
+    /// The same, with a place where the progress of its vrings is kept.
+    #[must_use]
+    pub fn with_state(self, state: Option<Arc<NicState>>) -> Self {
+        Self { state, ..self }
     }
 
     /// The receive vring that `worker` puts its frames into: its own where there is one for each worker, else the next

@@ -101,17 +101,24 @@ pub enum Command {
         /// Answered after the running burst.
         reply: Sender<()>,
     },
-    /// An uplink's queue comes (again).
+    /// An uplink's queue comes (again), or goes.
     Uplink {
         /// Which uplink.
         port: PortId,
         /// This worker's queue of it.
-        tap: Tap,
+        tap: Option<Tap>,
     },
     /// Nothing: the answer says that the running burst is over.
     Sync(Sender<()>),
-    /// A new configuration.
-    Configure(Arc<Snapshot>),
+    /// A new configuration. A port that stays has the same id in it and the same entry in the table.
+    Configure {
+        /// What decides.
+        snapshot: Arc<Snapshot>,
+        /// All ports that it has.
+        ports: PortTable,
+        /// Answered after the running burst with the configuration before: whoever asked has the time to take it apart.
+        reply: Sender<(Arc<Snapshot>, PortTable)>,
+    },
     /// The end.
     Stop,
 }
@@ -201,7 +208,7 @@ fn prepare(setup: WorkerSetup) -> io::Result<(WorkerHandle, Worker)> {
     let handle = WorkerHandle { commands: sender, wake: Arc::clone(&wake) };
     let WorkerSetup { index, cpu: _, poll, snapshot, ports, counters, uplink_events, gathering, health } =
         setup;
-    let datapath = Datapath::new(index, snapshot, Arc::clone(&ports), counters.clone());
+    let datapath = Datapath::new(index, snapshot, ports.clone(), counters.clone());
     let next_advert = Instant::now() + ADVERTISE_EVERY;
     let (sources, turns) = (Sources::default(), Turns::default());
     let worker = Worker {
@@ -364,8 +371,10 @@ impl Worker {
                 let _ = reply.send(());
             }
             Command::Sync(reply) => drop(reply.send(())),
-            Command::Uplink { port, tap } => self.start_uplink(port, tap),
-            Command::Configure(snapshot) => self.datapath.configure(snapshot),
+            Command::Uplink { port, tap } => self.set_uplink(port, tap),
+            Command::Configure { snapshot, ports, reply } => {
+                let _ = reply.send(self.configure(snapshot, ports));
+            }
             Command::Stop => return false,
         }
         true
@@ -394,11 +403,27 @@ impl Worker {
         self.sources.wake(at);
     }
 
-    fn start_uplink(&mut self, port: PortId, tap: Tap) {
+    fn configure(&mut self, snapshot: Arc<Snapshot>, ports: PortTable) -> (Arc<Snapshot>, PortTable) {
+        let is_uplink = |port: PortId| {
+            snapshot.port(port).is_some_and(|port| matches!(port.kind, router::snapshot::PortKind::Uplink(_)))
+        };
+        for port in self.sources.uplinks().into_iter().filter(|port| !is_uplink(*port)) {
+            self.set_uplink(port, None);
+        }
+        self.sources.forgive(|port| snapshot.port(port).is_some());
+        self.ports = ports.clone();
+        self.datapath.configure(snapshot, ports)
+    }
+
+    fn set_uplink(&mut self, port: PortId, tap: Option<Tap>) {
         // Two workers that lose a device at different times make the keeper open it twice.
         if let Some(at) = self.sources.uplink(port) {
             self.forget(at);
         }
+        let Some(tap) = tap else {
+            self.datapath.set_tap(port, None);
+            return;
+        };
         let at = self.sources.free();
         if let Err(error) = epoll::add(&self.epoll, tap.as_fd(), token(at), EventFlags::IN) {
             let worker = self.index;

@@ -4,14 +4,15 @@ use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
 use anyhow::{Context as _, Result, ensure};
+use router::snapshot::PortIds;
 use router::{PortId, Snapshot};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 use vhost_net_backend::control::Api;
 use vhost_net_backend::counters::{Counter, Counters};
-use vhost_net_backend::daemon::View;
+use vhost_net_backend::daemon::{Board, View};
 use vhost_net_backend::health::Health;
-use vhost_net_backend::port::{Negotiated, Peer, PortShared, RingStatus};
+use vhost_net_backend::port::{Negotiated, Peer, PortShared, PortTable, RingStatus};
 use vhost_net_backend::vhost_user::Links;
 
 use super::input::Input;
@@ -36,7 +37,7 @@ const PATHS: [&str; 9] = [
 /// Root, who may do everything, and somebody else.
 const USERS: [u32; 2] = [0, 4242];
 
-static API: LazyLock<Option<Api>> = LazyLock::new(|| view().map(Api::new).ok());
+static API: LazyLock<Option<Api>> = LazyLock::new(|| view().map(|view| Api::new(Board::new(view))).ok());
 
 /// One input.
 ///
@@ -114,8 +115,7 @@ fn view() -> Result<View> {
         topology::parse("fuzz.toml", TOPOLOGY).map_err(|problems| anyhow::anyhow!("{problems}"))?;
     let snapshot = Arc::new(Snapshot::build(&topology, &[]));
     let ports = snapshot.ports();
-    let ports: Arc<[PortShared]> =
-        ports.map(|(id, port)| PortShared::new(id, port.name.clone(), Some(1))).collect();
+    let ports: PortTable = ports.map(|(id, port)| PortShared::new(id, port.name.clone(), Some(1))).collect();
     for (port, running) in ports.iter().zip([true, false]) {
         let Ok(mut status) = port.status.lock() else { continue };
         status.peer = Some(Peer { pid: 7, uid: 64055 });
@@ -123,9 +123,11 @@ fn view() -> Result<View> {
         status.rings =
             if running { vec![RingStatus { index: 0, size: 256, enabled: true }] } else { Vec::new() };
     }
-    let counters = Counters::new(1, ports.len());
+    let counters = Counters::new(1, snapshot.ids_end());
     counters.block(0, PortId(0)).add(Counter::Received, 3);
     let (run_dir, health) = (PathBuf::from("run"), Arc::new(Health::new(1)));
     let (links, _) = Links::new()?;
-    Ok(View { topology: Arc::new(topology), snapshot, ports, counters, run_dir, health, links })
+    let (ids, macs) = (PortIds::fresh(&topology), vec![topology::Mac::default(); topology.uplinks.len()]);
+    let topology = Arc::new(topology);
+    Ok(View { topology, snapshot, ids, macs, ports, counters, run_dir, health, links })
 }

@@ -188,7 +188,7 @@ impl World {
             let offloads = if choice >> (port.id.0 % 8) & 1 == 0 { 0 } else { OFFLOADS };
             guests.push(Peer::new(port, FEATURES | offloads)?);
         }
-        let counters = Counters::new(1, ports.len());
+        let counters = Counters::new(1, snapshot.ids_end());
         let datapath = Datapath::new(0, Arc::clone(&snapshot), ports, counters.clone());
         Ok(Self { snapshot, guests, datapath, counters })
     }

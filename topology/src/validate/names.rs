@@ -4,7 +4,7 @@ use crate::at::{At, Named};
 use crate::validate::context::Context;
 
 /// What the daemon keeps in its run directory, so far as it could be a name.
-const RUN_DIR_ENTRIES: [&str; 2] = ["state", "stats"];
+const RUN_DIR_ENTRIES: [&str; 3] = ["generations", "state", "stats"];
 
 /// Checks the name of one thing.
 pub(crate) fn name(name: &At<String>, what: &str, ctx: &mut Context<'_>) {

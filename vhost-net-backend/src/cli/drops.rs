@@ -88,7 +88,7 @@ mod tests {
         let view = sample::view(folder.path());
         view.counters.block(0, PortId(0)).dropped(DropReason::HostUnknown);
         view.counters.block(1, PortId(1)).dropped(DropReason::HostUnknown);
-        let _server = serve(view).unwrap();
+        let _server = serve(crate::daemon::Board::new(view)).unwrap();
         let mut context = Context {
             run_dir: folder.path().to_owned(),
             json: false,

@@ -18,6 +18,8 @@ pub enum Exit {
     Usage = 2,
     /// The daemon does not run, or does not talk to us.
     NotRunning = 3,
+    /// It would change something (`plan`).
+    Differs = 4,
     /// A thread of the daemon panicked; it ended without tidying up (sysexits.h: EX_SOFTWARE).
     Broken = 70,
 }
@@ -29,6 +31,7 @@ impl From<Exit> for ExitCode {
             Exit::Failed => 1,
             Exit::Usage => 2,
             Exit::NotRunning => 3,
+            Exit::Differs => 4,
             Exit::Broken => 70,
         })
     }
@@ -80,6 +83,7 @@ impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         let exit = match error {
             ClientError::NoSuch(_) | ClientError::Refused(_) => Exit::Failed,
+            ClientError::Wrong(_) => Exit::Usage,
             ClientError::NotRunning(_)
             | ClientError::Denied(_)
             | ClientError::Silent(_)

@@ -5,6 +5,7 @@
 //! [`Page`] or a [`Failure`]; printing is done in one place.
 
 pub mod attach;
+pub mod change;
 pub mod check;
 pub mod demo;
 pub mod drops;
@@ -16,12 +17,14 @@ pub mod notify;
 pub mod offloads;
 pub mod packet_stats;
 pub mod paint;
+mod reload;
 pub mod routes;
 pub mod run;
 pub mod run_dir;
 pub mod schema;
 pub mod service;
 pub mod source;
+pub mod state_dir;
 pub mod stats;
 pub mod table;
 pub mod text;

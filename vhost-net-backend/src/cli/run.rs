@@ -1,27 +1,34 @@
-//! `vmrouter run F`: the daemon.
+//! `vmrouter run [F]`: the daemon.
 
 use std::path::{Path, PathBuf};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use topology::UplinkKind;
+use topology::{Plan, Topology, UplinkKind};
 
+use super::paint::Paint;
 use super::run_dir::run_dir;
 use super::service::{End, Service};
+use super::state_dir::state_dir;
 use super::text::count;
-use super::{Exit, Failure, Page, check, logging};
+use super::{Exit, Failure, Page, change, check, logging};
 use crate::control::group;
-use crate::daemon::Daemon;
+use crate::daemon::generations::{self, Generations, Outcome, Record, Text};
+use crate::daemon::{Daemon, Origin};
 use crate::handover::{Inherited, fd_store, take_over};
-use crate::sandbox::{self, Needs};
+use crate::sandbox::{self, Confinement, Needs};
 
 /// Arguments of `run`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// The topology file
-    file: PathBuf,
+    /// The topology file [default: what was applied last]
+    file: Option<PathBuf>,
     /// Where the sockets go
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
+    /// Where topologies are kept that ran [default: $STATE_DIRECTORY, with --run-dir the same, /var/lib/vmrouter as root,
+    /// $XDG_STATE_HOME/vmrouter]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
     /// Run although the file asks for protection that this version does not give
     #[arg(long)]
     allow_unenforced: bool,
@@ -36,39 +43,68 @@ pub struct Args {
 /// When the file is wrong or asks for protection that is not built (exit code 2), or when the daemon cannot start.
 pub fn run(args: &Args) -> Result<Page, Failure> {
     logging::start("info");
-    let topology = check::read(&args.file)?;
-    refuse_unenforced(args, &topology)?;
-    let run_dir = run_dir(args.run_dir.as_deref(), topology.router.run_dir.as_deref())?;
-    let nics = topology.tenants.iter().flat_map(|t| &t.vms).map(|vm| vm.nics.len()).sum();
-    raise_file_limit();
-    let needs = Needs {
-        run_dir: &run_dir,
-        topology_file: &args.file,
-        taps: topology.uplinks.iter().any(|uplink| matches!(uplink.kind, UplinkKind::Tap { .. })),
-        connects: topology
-            .tenants
-            .iter()
-            .flat_map(|tenant| &tenant.vms)
-            .any(|vm| vm.nics.iter().any(|nic| nic.connect.is_some())),
-        groups: &[&topology.router.socket_group, group::OPERATORS],
+    let state_dir = state_dir(args.state_dir.as_deref(), args.run_dir.as_deref())?;
+    let text = match &args.file {
+        Some(file) => change::read(file)?,
+        None => generations::last(&state_dir).map_err(|error| Failure::failed(error.to_string()))?.1,
     };
+    let topology = topology::parse(&text.name, &text.text)
+        .map_err(|problems| Failure { exit: Exit::Usage, message: problems.render(Paint::stderr().0) })?;
+    refuse_unenforced(args.allow_unenforced, &text.name, &topology)?;
+    let run_dir = run_dir(args.run_dir.as_deref(), topology.router.run_dir.as_deref())?;
+    raise_file_limit();
     // Threads inherit it: there must be none yet.
-    let files = sandbox::enter(&needs).map_err(|error| Failure::failed(format!("{error:#}")))?;
+    let needs = needs(&topology, &run_dir, &state_dir, args.file.as_deref());
+    let files =
+        sandbox::enter(&Needs { groups: &[&topology.router.socket_group, group::OPERATORS], ..needs })
+            .map_err(|error| Failure::failed(format!("{error:#}")))?;
     tracing::info!(%files, "confined");
+    serve(args, topology, text, &run_dir, &state_dir, &files)
+}
+
+fn needs<'a>(
+    topology: &Topology,
+    run_dir: &'a Path,
+    state_dir: &'a Path,
+    topology_file: Option<&'a Path>,
+) -> Needs<'a> {
+    let nics = topology.tenants.iter().flat_map(|tenant| &tenant.vms).flat_map(|vm| &vm.nics);
+    Needs {
+        run_dir,
+        state_dir,
+        topology_file,
+        taps: topology.uplinks.iter().any(|uplink| matches!(uplink.kind, UplinkKind::Tap { .. })),
+        connects: nics.into_iter().any(|nic| nic.connect.is_some()),
+        groups: &[],
+    }
+}
+
+/// The daemon, from the first thread to the last.
+fn serve(
+    args: &Args,
+    topology: Topology,
+    text: Text,
+    run_dir: &Path,
+    state_dir: &Path,
+    files: &Confinement,
+) -> Result<Page, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::failed(error.to_string()))?;
     // Before the daemon starts: a signal that comes early must not kill it half-made.
     let service = runtime.block_on(async { Service::new() });
     let service = service.map_err(|error| Failure::failed(format!("cannot catch signals: {error}")))?;
-    let inherited = inherited(args, &run_dir)?;
-    let daemon = Daemon::start_with(topology, &run_dir, inherited);
+    let inherited = inherited(args, run_dir)?;
+    let origin = origin(text, state_dir, &topology, args.allow_unenforced)
+        .map_err(|error| Failure::failed(format!("cannot keep the topology: {error}")))?;
+    let nics = topology.tenants.iter().flat_map(|t| &t.vms).map(|vm| vm.nics.len()).sum();
+    let daemon = Daemon::start_with(topology, run_dir, inherited, origin);
     let daemon = daemon.map_err(|error| Failure::failed(format!("{error:#}")))?;
-    let door = runtime.block_on(async { take_over::Door::open(&run_dir) });
+    let door = runtime.block_on(async { take_over::Door::open(run_dir) });
     let door = door.map_err(|error| Failure::failed(format!("cannot make the hand-over socket: {error}")))?;
     let _ = daemon.view().health.landlock.set(files.to_string());
     sandbox::seal().map_err(|error| Failure::failed(format!("{error:#}")))?;
     println!("vmrouter is ready: {}, sockets below {}", count(nics, "NIC"), run_dir.display());
-    let end = match runtime.block_on(service.run(daemon.view(), &args.file, &door)) {
+    let end = match runtime.block_on(service.run(&daemon, args.file.as_deref(), &door)) {
         Ok(end) => end,
         Err(broken) => {
             // To stop in order needs all threads.
@@ -84,6 +120,29 @@ pub fn run(args: &Args) -> Result<Page, Failure> {
     }
     tracing::info!("stopped");
     Ok(Page::default())
+}
+
+/// The generation that the daemon starts with: a file that is not the current one becomes the next.
+fn origin(
+    text: Text,
+    state_dir: &Path,
+    topology: &Topology,
+    allow_unenforced: bool,
+) -> std::io::Result<Origin> {
+    let generations = Generations::open(state_dir)?;
+    let current = generations.current();
+    let generation = match &current {
+        Some((number, kept)) if kept.text == text.text => *number,
+        Some(_) | None => {
+            let number = generations.newest() + 1;
+            let before = current.and_then(|(_, kept)| topology::parse(&kept.name, &kept.text).ok());
+            let plan = before.map(|before| Plan::between(&before, topology)).unwrap_or_default();
+            let uid = rustix::process::getuid().as_raw();
+            generations.add(&Record::new(number, uid, &text.name, &plan, Outcome::Applied), &text.text)?;
+            number
+        }
+    };
+    Ok(Origin { text, generations: Some(generations), generation, allow_unenforced })
 }
 
 fn inherited(args: &Args, run_dir: &Path) -> Result<Inherited, Failure> {
@@ -108,12 +167,12 @@ fn told(given: std::io::Result<()>) {
 }
 
 /// Fail closed: an operator who asked for protection must not get less without knowing.
-fn refuse_unenforced(args: &Args, topology: &topology::Topology) -> Result<(), Failure> {
+fn refuse_unenforced(allowed: bool, name: &str, topology: &Topology) -> Result<(), Failure> {
     if topology.unenforced.is_empty() {
         return Ok(());
     }
-    let list = check::unenforced(&topology.unenforced, &args.file);
-    if args.allow_unenforced {
+    let list = check::unenforced(&topology.unenforced, Path::new(name));
+    if allowed {
         tracing::warn!("{}", list.trim_end());
         return Ok(());
     }
@@ -142,11 +201,24 @@ mod tests {
         let text = "version = 1\n[tenant.me]\nquota = { rate = \"1Gbit\" }\n[tenant.me.network.lan]\nsubnets = [\"10.0.0.0/24\"]\n";
         std::fs::write(&file, text).unwrap();
         let topology = check::read(&file).unwrap();
-        let mut args = Args { file, run_dir: None, allow_unenforced: false, take_over: false };
-        let refused = refuse_unenforced(&args, &topology).unwrap_err();
+        let name = file.display().to_string();
+        let refused = refuse_unenforced(false, &name, &topology).unwrap_err();
         assert_eq!(refused.exit, Exit::Usage);
         assert!(refused.message.contains("t.toml:3:"), "{}", refused.message);
-        args.allow_unenforced = true;
-        refuse_unenforced(&args, &topology).unwrap();
+        refuse_unenforced(true, &name, &topology).unwrap();
+    }
+
+    #[test]
+    fn a_file_becomes_a_generation_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let topology = topology::parse("t", "version = 1").unwrap();
+        let text = |text: &str| Text { name: "/etc/t.toml".to_owned(), text: text.to_owned() };
+        for (given, wanted) in [("version = 1", 1), ("version = 1", 1), ("version = 1 # new", 2)] {
+            let origin = origin(text(given), folder.path(), &topology, false).unwrap();
+            assert_eq!(origin.generation, wanted, "{given}");
+            // As the daemon does once it runs.
+            origin.generations.unwrap().set_current(wanted).unwrap();
+        }
+        assert_eq!(generations::last(folder.path()).unwrap().1.text, "version = 1 # new");
     }
 }

@@ -10,9 +10,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::reload::Reload;
 use super::text::count;
-use super::{Exit, Failure, check, notify};
-use crate::daemon::View;
+use super::{Exit, Failure, notify};
+use crate::daemon::{Daemon, View};
 use crate::handover::fd_store;
 use crate::handover::take_over::Door;
 use crate::health::{self, Judge};
@@ -66,11 +67,14 @@ impl Service {
     ///
     /// # Errors
     /// A thread that the daemon cannot do without has panicked; nothing can be trusted to stop in order any more.
-    pub async fn run(mut self, view: &View, file: &Path, door: &Door) -> Result<End, Failure> {
-        let mut told = Told { status: status(view), judge: Judge::default(), feeds: self.watchdog.is_some() };
+    pub async fn run(mut self, daemon: &Daemon, file: Option<&Path>, door: &Door) -> Result<End, Failure> {
+        let board = daemon.board();
+        let mut told =
+            Told { status: status(&board.view()), judge: Judge::default(), feeds: self.watchdog.is_some() };
         notify::notify(&[NotifyState::Ready, NotifyState::Status(&told.status)]);
         let mut looks = interval(look_every(self.watchdog));
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut reload = Reload::new(daemon.applier(), file);
         let end = loop {
             tokio::select! {
                 // The service manager sends it for a stop and for a restart, and keeps what it is given for a restart only.
@@ -78,12 +82,12 @@ impl Service {
                 _ = self.interrupt.recv() => break End::Stop,
                 stream = door.successor() => break End::Successor(stream),
                 Some(thread) = self.failed.recv() => return Err(broken(&thread)),
-                _ = self.hangup.recv() => {
-                    notify::reloading();
-                    reload(view, file);
+                _ = self.hangup.recv() => reload.ask(),
+                () = reload.done() => {
+                    told.status = status(&board.view());
                     notify::notify(&[NotifyState::Ready, NotifyState::Status(&told.status)]);
                 }
-                _ = looks.tick() => told.look(view),
+                _ = looks.tick() => told.look(&board.view()),
             }
         };
         notify::notify(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
@@ -133,21 +137,6 @@ fn status(view: &View) -> String {
         status.push_str(&format!("; worker {worker} is stuck"));
     }
     status
-}
-
-/// This version applies a changed file only when it starts; it says what it finds, so that nobody is deceived.
-fn reload(view: &View, file: &Path) {
-    match check::read(file) {
-        Ok(topology) if topology == *view.topology => {
-            tracing::info!("reload: the topology file has not changed")
-        }
-        Ok(_) => {
-            tracing::warn!(
-                "reload: the topology file has changed; this version takes that up when it is restarted"
-            );
-        }
-        Err(problems) => tracing::warn!("reload: nothing changes, the file is wrong\n{}", problems.message),
-    }
 }
 
 fn broken(thread: &str) -> Failure {

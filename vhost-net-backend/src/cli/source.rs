@@ -117,7 +117,7 @@ mod tests {
         let view = sample::view(dir);
         view.counters.block(0, PortId(2)).add(Counter::Received, 5);
         view.counters.thread(1).add(ThreadCounter::Bursts, 3);
-        let server = serve(view.clone()).unwrap();
+        let server = serve(crate::daemon::Board::new(view.clone())).unwrap();
         let live = stats(dir).unwrap();
         let (live_threads, notes, _) = threads(dir).unwrap();
         assert_eq!((live_threads.source, notes.len()), (Source::Daemon, 0));

@@ -103,7 +103,7 @@ mod tests {
             thread.add(ThreadCounter::Sleeps, 1);
         };
         count(100);
-        let _server = serve(view.clone()).unwrap();
+        let _server = serve(crate::daemon::Board::new(view.clone())).unwrap();
         let mut last = None;
         let first = page(&context, &mut last).unwrap().text;
         let heading: Vec<_> = first.lines().next().unwrap().split_whitespace().collect();

@@ -158,7 +158,7 @@ mod tests {
         block.add(Counter::Received, 3);
         block.add(Counter::Consumed, 2);
         block.dropped(DropReason::TtlExpired);
-        let _server = serve(view).unwrap();
+        let _server = serve(crate::daemon::Board::new(view)).unwrap();
         let context = context(folder.path());
         let text = page(&context, "web1").unwrap().text;
         for line in [
@@ -187,7 +187,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let view = sample::view(folder.path());
         sample::running(&view, 1, 1 << 1);
-        let _server = serve(view).unwrap();
+        let _server = serve(crate::daemon::Board::new(view)).unwrap();
         let context = context(folder.path());
         let table = routes::page(&context, "acme", None).unwrap().text;
         assert!(table.starts_with("TO"), "{table}");

@@ -5,18 +5,20 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use super::{attach, check, demo, exit, link, run, schema};
+use super::{attach, change, check, demo, exit, link, run, schema};
 
 const EXAMPLES: &str = "\
 Examples:
   vmrouter demo                                       see it work: no root, no VMM
   vmrouter check topology.toml                        what is wrong with the file?
   vmrouter run topology.toml                          the daemon; ends on SIGTERM or SIGINT
+  vmrouter plan topology.toml                         what would change in what runs?
+  vmrouter apply topology.toml --confirm 60s          changes it; comes back unless: vmrouter confirm
   vmrouter attach topology.toml acme/web1 --vmm qemu  the line that starts that VM
   vmrouter link acme/web1.0 down                      cuts one NIC off; its guest sees no carrier
   vmrouter schema > topology.schema.json              for editors
 
-Exit codes: 0 done, 1 failed, 2 wrong command line or topology file, 3 the daemon is not running (link).
+Exit codes: 0 done, 1 failed, 2 wrong command line or topology file, 3 the daemon is not running, 4 a difference (plan).
 VMROUTER_LOG=debug makes the daemon say more (error, warn, info, debug).
 Sockets are in $RUNTIME_DIRECTORY, else in `[router] run_dir`, else in /run/vmrouter (root) or
 $XDG_RUNTIME_DIR/vmrouter.";
@@ -31,13 +33,21 @@ pub struct Cli {
 
 #[derive(Clone, Debug, Subcommand)]
 enum Command {
-    /// Runs the daemon for a topology file, until SIGTERM or SIGINT
+    /// Runs the daemon for a topology file, or for what was applied last, until SIGTERM or SIGINT
     Run(run::Args),
     /// Checks a topology file: all problems with their places, or a summary
     Check {
         /// The topology file
         file: PathBuf,
     },
+    /// Shows what a topology file would change in what runs; exit code 4 when something would
+    Plan(change::PlanArgs),
+    /// Changes what runs to a topology file, all of it or nothing; unchanged VMs lose no packet
+    Apply(change::ApplyArgs),
+    /// Lets a change stay that `apply --confirm` made
+    Confirm(change::Common),
+    /// Lists what was applied, when and by whom; * marks what the next `run` without a file starts with
+    History(change::Common),
     /// Prints the JSON schema of topology files
     Schema,
     /// Prints the line (or the XML) that starts a VM attached to the router
@@ -69,6 +79,10 @@ pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(args) => run::run(&args),
         Command::Check { file } => check::page(&file),
+        Command::Plan(args) => change::plan(&args),
+        Command::Apply(args) => change::apply(&args),
+        Command::Confirm(args) => change::confirm(&args),
+        Command::History(args) => change::history(&args),
         Command::Schema => schema::page(),
         Command::Attach(args) => attach::page(&args),
         Command::Link(args) => link::page(&args),
@@ -94,7 +108,17 @@ mod tests {
             ("vmrouter link acme/web1.0 down --json", None),
             ("vmrouter link acme/web1.0", Some(2)),
             ("vmrouter link acme/web1.0 sideways", Some(2)),
-            ("vmrouter run", Some(2)),
+            ("vmrouter run", None),
+            ("vmrouter run --state-dir /x", None),
+            ("vmrouter plan t.toml --json", None),
+            ("vmrouter plan", Some(2)),
+            ("vmrouter apply t.toml --confirm 60s", None),
+            ("vmrouter apply --generation 7", None),
+            ("vmrouter apply", Some(2)),
+            ("vmrouter apply t.toml --generation 7", Some(2)),
+            ("vmrouter apply t.toml --confirm soon", Some(2)),
+            ("vmrouter confirm", None),
+            ("vmrouter history --json", None),
             ("vmrouter attach t.toml acme/web1 --vmm xen", Some(2)),
             ("vmrouter nonsense", Some(2)),
             ("vmrouter --help", Some(0)),

@@ -45,11 +45,9 @@ impl PortView {
     }
 }
 
-/// All ports, in the order of their ids.
+/// All ports, in the order of the file.
 pub(super) fn ports(view: &View) -> Vec<PortView> {
-    let identities = Identity::all(&view.topology);
-    let with_status = (0..).zip(identities).map(|(id, identity)| {
-        let id = PortId(id);
+    let with_status = view.identities().into_iter().map(|(id, identity)| {
         let status = view.ports.get(id.index()).map(|port| lock(&port.status).clone());
         PortView { id, identity, status: status.unwrap_or_default() }
     });
@@ -118,6 +116,11 @@ pub fn drops(stats: &api::Stats) -> api::Drops {
 /// `GET /v1/ports`.
 pub(super) fn port_infos(view: &View) -> api::Ports {
     api::Ports { ports: ports(view).iter().map(|port| port_info(view, port)).collect() }
+}
+
+/// One port of them.
+pub(super) fn port_info_of(view: &View, id: PortId) -> Option<api::PortInfo> {
+    ports(view).iter().find(|port| port.id == id).map(|port| port_info(view, port))
 }
 
 /// `GET /v1/vm/{tenant}/{vm}`; `None` when there is no such VM.

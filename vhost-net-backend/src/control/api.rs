@@ -66,7 +66,8 @@ pub struct PortName {
     pub nic: Option<u32>,
     /// Name of the uplink; null for a NIC.
     pub uplink: Option<String>,
-    /// Of the counters: starts at 1, one more each time that the VM is removed and added again.
+    /// Of the counters: the generation of the configuration with which the NIC came. It stays over reloads and planned
+    /// restarts; a VM that was removed and added again has a later one.
     pub generation: u64,
 }
 

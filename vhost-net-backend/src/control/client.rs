@@ -30,7 +30,7 @@ pub enum ClientError {
     #[error("no permission to open {}: become root or a member of its group", .0.display())]
     Denied(PathBuf),
     /// Somebody listens and does not answer in time.
-    #[error("the daemon does not answer on {} within a second", .0.display())]
+    #[error("the daemon does not answer on {} in time", .0.display())]
     Silent(PathBuf),
     /// The daemon knows no such thing; its own words.
     #[error("{0}")]
@@ -38,6 +38,9 @@ pub enum ClientError {
     /// The daemon does not obey; its own words.
     #[error("{0}")]
     Refused(String),
+    /// What it was given is wrong; its own words.
+    #[error("{0}")]
+    Wrong(String),
     /// The answer makes no sense: another program, or another version.
     #[error("cannot understand the answer from {}: {why}", path.display())]
     Answer {
@@ -53,7 +56,7 @@ pub enum ClientError {
 /// # Errors
 /// [`ClientError`] says why there is none.
 pub fn get<T: DeserializeOwned>(run_dir: &Path, resource: &str) -> Result<T, ClientError> {
-    exchange(run_dir, Method::GET, resource, Bytes::new())
+    exchange(run_dir, Method::GET, resource, Bytes::new(), ANSWER_TIME)
 }
 
 /// The answer to `PUT resource`, which only root and the daemon's own user may ask for.
@@ -65,9 +68,22 @@ pub fn put<T: DeserializeOwned>(
     resource: &str,
     wanted: &impl Serialize,
 ) -> Result<T, ClientError> {
+    put_within(run_dir, resource, wanted, ANSWER_TIME)
+}
+
+/// The same for what may take so long.
+///
+/// # Errors
+/// As [`put`].
+pub fn put_within<T: DeserializeOwned>(
+    run_dir: &Path,
+    resource: &str,
+    wanted: &impl Serialize,
+    time: Duration,
+) -> Result<T, ClientError> {
     let path = run_dir.join(SOCKET);
     let body = serde_json::to_vec(wanted).map_err(|e| ClientError::Answer { path, why: e.to_string() })?;
-    exchange(run_dir, Method::PUT, resource, body.into())
+    exchange(run_dir, Method::PUT, resource, body.into(), time)
 }
 
 fn exchange<T: DeserializeOwned>(
@@ -75,12 +91,13 @@ fn exchange<T: DeserializeOwned>(
     method: Method,
     resource: &str,
     body: Bytes,
+    time: Duration,
 ) -> Result<T, ClientError> {
     let path = run_dir.join(SOCKET);
     let failed = |why: String| ClientError::Answer { path: path.clone(), why };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| failed(error.to_string()))?;
-    let asked = async { tokio::time::timeout(ANSWER_TIME, ask(&path, method, resource, body)).await };
+    let asked = async { tokio::time::timeout(time, ask(&path, method, resource, body)).await };
     let (status, body) = runtime.block_on(asked).map_err(|_| ClientError::Silent(path.clone()))??;
     if status.is_success() {
         return serde_json::from_slice(&body).map_err(|error| failed(error.to_string()));
@@ -88,9 +105,10 @@ fn exchange<T: DeserializeOwned>(
     let error = serde_json::from_slice::<api::Problem>(&body).map(|problem| problem.error);
     match (status, error) {
         (StatusCode::NOT_FOUND, Ok(error)) => Err(ClientError::NoSuch(error)),
-        (StatusCode::FORBIDDEN | StatusCode::SERVICE_UNAVAILABLE, Ok(error)) => {
+        (StatusCode::FORBIDDEN | StatusCode::CONFLICT | StatusCode::SERVICE_UNAVAILABLE, Ok(error)) => {
             Err(ClientError::Refused(error))
         }
+        (StatusCode::UNPROCESSABLE_ENTITY, Ok(error)) => Err(ClientError::Wrong(error)),
         (status, error) => Err(failed(format!("{status} {}", error.unwrap_or_default()))),
     }
 }

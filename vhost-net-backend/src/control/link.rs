@@ -7,10 +7,10 @@ use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
+use router::PortId;
 
 use super::server::{Shared, problem};
 use super::{answers, api};
-use crate::counters::Identity;
 use crate::daemon::View;
 use crate::port::{PortShared, lock};
 
@@ -33,11 +33,12 @@ pub(super) async fn set(
         }
     };
     let wanted = format!("{tenant}/{vm}.{nic}");
-    let Some(at) = Identity::all(&view.topology).iter().position(|port| port.to_string() == wanted) else {
+    let named = |port: &&PortShared| !port.is_uplink && port.name == wanted;
+    let Some(id) = view.ports.iter().find(named).map(|port| port.id) else {
         return problem(StatusCode::NOT_FOUND, &unknown(&view, &wanted));
     };
     // It waits for another thread.
-    let done = tokio::task::spawn_blocking(move || obey(&view, at, up)).await;
+    let done = tokio::task::spawn_blocking(move || obey(&view, id, up)).await;
     match done {
         Ok(Ok(Some(port))) => Json(port).into_response(),
         Ok(Ok(None)) => problem(StatusCode::NOT_FOUND, "no such NIC"),
@@ -46,14 +47,14 @@ pub(super) async fn set(
     }
 }
 
-fn obey(view: &View, at: usize, up: bool) -> std::io::Result<Option<api::PortInfo>> {
-    let Some(port) = view.ports.get(at) else { return Ok(None) };
+fn obey(view: &View, id: PortId, up: bool) -> std::io::Result<Option<api::PortInfo>> {
+    let Some(port) = view.ports.get(id.index()) else { return Ok(None) };
     view.links.set(port.id, up)?;
     let end = Instant::now() + PATIENCE;
     while !up && is_connected(port) && Instant::now() < end {
         std::thread::sleep(LOOK_EVERY);
     }
-    Ok(answers::port_infos(view).ports.into_iter().nth(at))
+    Ok(answers::port_info_of(view, id))
 }
 
 fn is_connected(port: &PortShared) -> bool {

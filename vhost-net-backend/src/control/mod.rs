@@ -11,6 +11,7 @@
 
 mod answers;
 pub mod api;
+pub mod changes;
 pub mod client;
 pub mod features;
 pub mod group;
@@ -24,6 +25,6 @@ mod socket;
 mod threads;
 
 pub use answers::{drops, stats, totals};
-pub use server::{Api, ControlServer, serve};
+pub use server::{Api, ControlServer, serve, serve_changes};
 pub use socket::SOCKET;
 pub use threads::threads_of;

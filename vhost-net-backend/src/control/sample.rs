@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use router::snapshot::PortIds;
 use router::{PortId, Snapshot};
+use topology::Mac;
 
 use crate::counters::{Counters, Identity};
 use crate::daemon::View;
@@ -35,13 +37,15 @@ nic = [{ network = "web", addresses = ["10.2.0.11"] }]
 pub(crate) fn view(run_dir: &Path) -> View {
     let topology = topology::parse("sample.toml", TOPOLOGY).unwrap();
     let snapshot = Snapshot::build(&topology, &[]);
-    let identities = Identity::all(&topology);
+    let identities = Identity::all(&topology, 1);
     let named = (0..).zip(&identities);
     let ports = named.map(|(id, identity)| {
         let pairs = matches!(identity, Identity::Nic { .. }).then_some(1);
         PortShared::new(PortId(id), identity.to_string(), pairs)
     });
     let view = View {
+        ids: PortIds::fresh(&topology),
+        macs: vec![Mac::default()],
         ports: ports.collect(),
         counters: Counters::create(&run_dir.join("stats"), 2, &identities).unwrap(),
         topology: Arc::new(topology),
@@ -51,13 +55,13 @@ pub(crate) fn view(run_dir: &Path) -> View {
         links: Links::new().unwrap().0,
     };
     running(&view, 0, 1 | 1 << 1 | 1 << 7 | 1 << 8 | 1 << 11 | 1 << 12 | 1 << 32);
-    view.ports[1].status.lock().unwrap().peer = Some(Peer { pid: 1, uid: 0 });
+    view.ports.get(1).unwrap().status.lock().unwrap().peer = Some(Peer { pid: 1, uid: 0 });
     view
 }
 
 /// Makes a port one whose guest runs a queue pair and negotiated `features`.
 pub(crate) fn running(view: &View, port: usize, features: u64) {
-    let mut status = view.ports[port].status.lock().unwrap();
+    let mut status = view.ports.get(port).unwrap().status.lock().unwrap();
     status.peer = Some(Peer { pid: 4711, uid: 107 });
     status.negotiated = Negotiated { features, ..Negotiated::default() };
     status.rings = [0, 1].map(|index| RingStatus { index, size: 256, enabled: true }).into();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::extract::{DefaultBodyLimit, FromRef, Path, Query, Request, State};
 use axum::http::{Method, StatusCode};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse as _, Response};
@@ -21,8 +21,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, oneshot};
 
-use super::{answers, api, link, offloads, routes, socket, threads};
-use crate::daemon::View;
+use super::{answers, api, changes, link, offloads, routes, socket, threads};
+use crate::daemon::{Applier, Board, View};
 
 /// Clients served at once; more wait in the listen queue.
 const CLIENTS: usize = 256;
@@ -45,12 +45,20 @@ pub struct ControlServer {
     path: PathBuf,
 }
 
-/// Answers at `view.run_dir/control.sock`.
+/// Answers at `RUN_DIR/control.sock`, and changes nothing but links.
 ///
 /// # Errors
 /// When the socket or the thread cannot be made, or when another daemon answers there.
-pub fn serve(view: View) -> io::Result<ControlServer> {
-    let (listener, path) = socket::bind(&view.run_dir)?;
+pub fn serve(board: Board) -> io::Result<ControlServer> {
+    serve_changes(board, None)
+}
+
+/// The same, and changes what runs by `applier`.
+///
+/// # Errors
+/// As [`serve`].
+pub fn serve_changes(board: Board, applier: Option<Arc<Applier>>) -> io::Result<ControlServer> {
+    let (listener, path) = socket::bind(&board.view().run_dir)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (stop, stopped) = oneshot::channel();
     let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
@@ -59,7 +67,7 @@ pub fn serve(view: View) -> io::Result<ControlServer> {
         }
         runtime.block_on(async {
             tokio::select! {
-                () = accept(listener, Api::new(view)) => {}
+                () = accept(listener, Api(application(Served { board, applier }))) => {}
                 _ = stopped => {}
             }
         });
@@ -122,8 +130,8 @@ pub struct Api(Router);
 impl Api {
     /// About that daemon.
     #[must_use]
-    pub fn new(view: View) -> Self {
-        Self(application(view))
+    pub fn new(board: Board) -> Self {
+        Self(application(Served { board, applier: None }))
     }
 
     /// Answers one client, of user `uid`, until it goes or is too slow. Wants a runtime with timers.
@@ -142,11 +150,19 @@ impl Api {
 
 /// Who asks, as the kernel says.
 #[derive(Clone, Copy, Debug)]
-struct Caller {
-    uid: u32,
+pub(super) struct Caller {
+    pub(super) uid: u32,
 }
 
-fn application(view: View) -> Router {
+/// What requests are about.
+#[derive(Clone, Debug)]
+struct Served {
+    board: Board,
+    applier: Option<Arc<Applier>>,
+}
+
+fn application(served: Served) -> Router {
+    let large = || DefaultBodyLimit::max(changes::BODY_BYTES);
     Router::new()
         .route("/v1/ports", get(async |State(view): Shared| Json(answers::port_infos(&view))))
         .route("/v1/stats", get(async |State(view): Shared| Json(answers::stats(&view))))
@@ -156,16 +172,33 @@ fn application(view: View) -> Router {
         .route("/v1/offloads", get(show_offloads))
         .route("/v1/vm/{tenant}/{vm}", get(show_vm))
         .route("/v1/link/{tenant}/{vm}/{nic}", put(link::set))
+        .route("/v1/plan", put(changes::plan).layer(large()))
+        .route("/v1/commit", put(changes::commit).layer(large()))
+        .route("/v1/confirm", put(changes::confirm))
+        .route("/v1/history", get(changes::history))
         .fallback(async || problem(StatusCode::NOT_FOUND, "no such resource"))
         .method_not_allowed_fallback(async || {
-            problem(StatusCode::METHOD_NOT_ALLOWED, "GET, or PUT of a link")
+            problem(StatusCode::METHOD_NOT_ALLOWED, "GET, or PUT of a link or a change")
         })
         .layer(from_fn(only_owners_write))
         .layer(DefaultBodyLimit::max(BODY_BYTES))
-        .with_state(Arc::new(view))
+        .with_state(served)
 }
 
+/// What ran when the request came.
 pub(super) type Shared = State<Arc<View>>;
+
+impl FromRef<Served> for Arc<View> {
+    fn from_ref(served: &Served) -> Self {
+        served.board.view()
+    }
+}
+
+impl FromRef<Served> for Option<Arc<Applier>> {
+    fn from_ref(served: &Served) -> Self {
+        served.applier.clone()
+    }
+}
 
 async fn only_owners_write(Extension(caller): Extension<Caller>, request: Request, next: Next) -> Response {
     let reads = [Method::GET, Method::HEAD].contains(request.method());
@@ -243,7 +276,7 @@ mod tests {
         block.add(Counter::DeliveredVm, 1);
         block.dropped(DropReason::HostUnknown);
         view.counters.thread(1).add(ThreadCounter::Frames, 7);
-        let server = serve(view).unwrap();
+        let server = serve(Board::new(view)).unwrap();
         let dir = folder.path();
 
         let stats: api::Stats = client::get(dir, "/v1/stats").unwrap();
@@ -319,7 +352,7 @@ mod tests {
     #[test]
     fn only_owners_write() {
         let folder = tempfile::tempdir().unwrap();
-        let _server = serve(sample::view(folder.path())).unwrap();
+        let _server = serve(Board::new(sample::view(folder.path()))).unwrap();
         let answer = raw(folder.path(), "POST /v1/stats HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");
         for (caller, daemon, wanted) in [(0, 7, true), (7, 7, true), (8, 7, false)] {
@@ -333,7 +366,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (mut client, server) = tokio::io::duplex(1 << 16);
-            let served = tokio::spawn(Api::new(view.clone()).answer(server, uid));
+            let served = tokio::spawn(Api::new(Board::new(view.clone())).answer(server, uid));
             client.write_all(request.as_bytes()).await.unwrap();
             let mut answer = String::new();
             client.read_to_string(&mut answer).await.unwrap();
@@ -371,7 +404,7 @@ mod tests {
             );
             assert!(!answer.contains('\x1b'), "{answer}");
         }
-        view.ports[2].status.lock().unwrap().shut = true;
+        view.ports.get(2).unwrap().status.lock().unwrap().shut = true;
         let links: Vec<_> = answers::stats(&view).ports.iter().map(|port| port.link).collect();
         assert_eq!(links, [api::Link::Up, api::Link::Up, api::Link::Down, api::Link::Up]);
     }
@@ -379,7 +412,7 @@ mod tests {
     #[test]
     fn clients_that_say_nothing_do_not_stop_the_next_one() {
         let folder = tempfile::tempdir().unwrap();
-        let _server = serve(sample::view(folder.path())).unwrap();
+        let _server = serve(Board::new(sample::view(folder.path()))).unwrap();
         let path = folder.path().join(socket::SOCKET);
         let silent: Vec<_> = (0..CLIENTS + 50).map(|_| Client::connect(&path).unwrap()).collect();
         let long = format!("GET /{} HTTP/1.1\r\n", "a".repeat(2 * HEADER_BYTES));
@@ -395,15 +428,15 @@ mod tests {
     fn a_poisoned_lock_does_not_stop_the_answers() {
         let folder = tempfile::tempdir().unwrap();
         let view = sample::view(folder.path());
-        let ports = Arc::clone(&view.ports);
+        let ports = view.ports.clone();
         let _ = std::thread::spawn(move || {
-            let _held = ports[0].status.lock().unwrap();
+            let _held = ports.get(0).unwrap().status.lock().unwrap();
             panic!("on purpose");
         })
         .join();
-        assert!(Mutex::is_poisoned(&view.ports[0].status));
+        assert!(Mutex::is_poisoned(&view.ports.get(0).unwrap().status));
         assert_eq!(answers::stats(&view).ports[0].state, api::State::Up);
-        assert_eq!(view.ports.len(), Snapshot::build(&view.topology, &[]).ids_end());
+        assert_eq!(view.ports.iter().count(), Snapshot::build(&view.topology, &[]).ids_end());
     }
 
     fn raw(run_dir: &std::path::Path, request: &str) -> String {

@@ -105,27 +105,31 @@ impl Header {
         })
     }
 
-    fn directory(&self, file: &File) -> Result<Vec<Identity>, ReadError> {
+    /// By port; some have none.
+    fn directory(&self, file: &File) -> Result<Vec<Option<Identity>>, ReadError> {
         let bytes = self.ports.checked_mul(layout::ENTRY).ok_or(ReadError::Format)?;
         let part = Part::read(file, self.directory, bytes)?;
-        Ok((0..self.ports).filter_map(|index| part.identity(index * layout::ENTRY)).collect())
+        Ok((0..self.ports).map(|index| part.identity(index * layout::ENTRY)).collect())
     }
 
-    fn counters(&self, file: &File, found: Vec<Identity>) -> Result<StatsFile, ReadError> {
+    fn counters(&self, file: &File, found: Vec<Option<Identity>>) -> Result<StatsFile, ReadError> {
         let names = Part::read(file, self.names.0, self.names.1)?;
         let names = String::from_utf8(names.0).map_err(|_| ReadError::Format)?;
         let (lines, names) = (names.lines(), names.lines().take(self.slots).collect::<Vec<_>>());
-        let mut ports: Vec<_> = found.into_iter().map(|identity| (identity, Tally::default())).collect();
-        let row = self.ports.checked_mul(self.stride).ok_or(ReadError::Format)?;
-        for worker in 0..self.workers {
-            let start = worker.checked_mul(row).and_then(|at| at.checked_add(self.blocks));
+        let mut ports = Vec::new();
+        let row = self.workers.checked_mul(self.stride).ok_or(ReadError::Format)?;
+        for (index, identity) in found.into_iter().enumerate() {
+            let Some(identity) = identity else { continue };
+            let start = index.checked_mul(row).and_then(|at| at.checked_add(self.blocks));
             let blocks = Part::read(file, start.ok_or(ReadError::Format)?, row)?;
-            for (index, (_, tally)) in ports.iter_mut().enumerate() {
+            let mut tally = Tally::default();
+            for worker in 0..self.workers {
                 for (slot, name) in names.iter().enumerate() {
-                    let at = index * self.stride + slot * layout::SLOT;
-                    add(tally, name, blocks.u64(at).ok_or(ReadError::Format)?);
+                    let at = worker * self.stride + slot * layout::SLOT;
+                    add(&mut tally, name, blocks.u64(at).ok_or(ReadError::Format)?);
                 }
             }
+            ports.push((identity, tally));
         }
         let threads = self.threads(file, lines.skip(self.slots))?;
         Ok(StatsFile { boot: self.boot.clone(), ports, threads, threads_since: self.threads_since })
@@ -290,7 +294,7 @@ mod tests {
             (0, b"x", "Err(Format)"),
             (8, &[9], "Err(Format)"),
             (44, &huge, "Err(Format)"),
-            (40, &huge, "Err(Io("),
+            (40, &huge, "Err(Format)"),
             (68, &huge, "Err(Io("),
             (72, &huge, "Err(Io("),
             (76, &huge, "Err(Format)"),

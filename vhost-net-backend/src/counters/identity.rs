@@ -15,7 +15,7 @@ pub enum Identity {
         vm: String,
         /// Index of the NIC in its VM.
         nic: u32,
-        /// Starts at 1; a VM that was removed and added again has the next one.
+        /// Of the configuration with which it came: a VM that was removed and added again has a later one.
         generation: u64,
     },
     /// A way out of the machine, by its name in the file.
@@ -23,19 +23,31 @@ pub enum Identity {
 }
 
 impl Identity {
-    /// All ports of `topology`, in the order of [`router::PortId`]: NICs by tenant, VM and index, then uplinks.
+    /// All ports of `topology`, in the order of the file: NICs by tenant, VM and index, then uplinks. `generation` is that of
+    /// the NICs.
     #[must_use]
-    pub fn all(topology: &Topology) -> Vec<Self> {
+    pub fn all(topology: &Topology, generation: u64) -> Vec<Self> {
         let vms = topology.tenants.iter().flat_map(|tenant| tenant.vms.iter().map(move |vm| (tenant, vm)));
         let nics = vms.flat_map(|(tenant, vm)| {
             (0..).zip(&vm.nics).map(|(nic, _)| Self::Nic {
                 tenant: tenant.name.clone(),
                 vm: vm.name.clone(),
                 nic,
-                generation: 1,
+                generation,
             })
         });
         nics.chain(topology.uplinks.iter().map(|uplink| Self::Uplink(uplink.name.clone()))).collect()
+    }
+}
+
+impl Identity {
+    /// The configuration with which a NIC came.
+    #[must_use]
+    pub fn generation(&self) -> Option<u64> {
+        match self {
+            Self::Nic { generation, .. } => Some(*generation),
+            Self::Uplink(_) => None,
+        }
     }
 }
 

@@ -12,11 +12,12 @@ pub mod layout;
 mod tally;
 mod threads;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use std::{fs, io};
 
@@ -108,6 +109,8 @@ struct Shared {
     region: MmapRegion,
     layout: Layout,
     boot: Boot,
+    /// Whose the blocks are, by port.
+    ports: Mutex<Vec<Option<Identity>>>,
     /// When the workers began to count what they do, and the time stamp then.
     since: (Instant, Option<u64>),
     /// The file, and the lock of its directory.
@@ -125,7 +128,7 @@ impl Counters {
         let layout = Layout::new(workers, ports);
         let region = MmapRegion::new(layout.len()).expect("no memory for the counters");
         let boot = Boot { id: String::new(), pid: std::process::id(), started: SystemTime::now() };
-        Self(Arc::new(Shared { region, layout, boot, since: since(), file: None }))
+        Self(Arc::new(Shared { region, layout, boot, ports: Mutex::default(), since: since(), file: None }))
     }
 
     /// Zeroed counters in the file `path` (mode 0640), which appears at once and complete; `ports` are in the order of
@@ -139,7 +142,8 @@ impl Counters {
         Self::carry_on(path, workers, ports, None)
     }
 
-    /// As [`Self::create`], but goes on counting where the last daemon stopped, under its boot id.
+    /// As [`Self::create`], but goes on counting where the last daemon stopped, under its boot id. A port that it had keeps
+    /// its generation.
     ///
     /// # Errors
     /// As [`Self::create`].
@@ -150,7 +154,7 @@ impl Counters {
         left: Option<&CountersLeft>,
     ) -> io::Result<Self> {
         let locked = lock(path.parent().unwrap_or(Path::new(".")))?;
-        let layout = Layout::new(workers, ports.len());
+        let layout = Layout::new(workers, layout::PORTS);
         let mut boot = Boot { id: boot_id()?, pid: std::process::id(), started: SystemTime::now() };
         let counted = left.and_then(|left| {
             let found = file::read_open(&left.stats);
@@ -163,16 +167,66 @@ impl Counters {
         let file = layout::create_file(&new, layout.len())?;
         let region =
             MmapRegion::from_file(FileOffset::new(file, 0), layout.len()).map_err(io::Error::other)?;
-        layout.write(&region, &boot, ports)?;
         let file = Some((path.to_owned(), locked));
-        let counters = Self(Arc::new(Shared { region, layout, boot, since: since(), file }));
+        let counters =
+            Self(Arc::new(Shared { region, layout, boot, ports: Mutex::default(), since: since(), file }));
+        counters.reserve(ports.len())?;
+        counters.0.layout.write(&counters.0.region, &counters.0.boot)?;
         // By name: the last daemon may have had other ports, in another order.
-        for (identity, tally) in counted.map(|counted| counted.ports).unwrap_or_default() {
-            let port = (0..).map(PortId).zip(ports).find(|(_, port)| **port == identity);
-            port.into_iter().for_each(|(port, _)| counters.block(0, port).begin_with(&tally));
+        let mut counted: HashMap<String, (Identity, Tally)> = counted
+            .map(|counted| counted.ports)
+            .unwrap_or_default()
+            .into_iter()
+            .map(|(identity, tally)| (identity.to_string(), (identity, tally)))
+            .collect();
+        let (mut listed, mut tallies) = (Vec::new(), Vec::new());
+        for (id, port) in (0..).map(PortId).zip(ports) {
+            let left = counted.remove(&port.to_string());
+            listed.push((id, left.as_ref().map_or(port, |(identity, _)| identity).clone()));
+            tallies.extend(left.map(|(_, tally)| (id, tally)));
         }
+        counters.assign(&listed)?;
+        tallies.iter().for_each(|(id, tally)| counters.block(0, *id).begin_with(tally));
         fs::rename(&new, path)?;
         Ok(counters)
+    }
+
+    /// Makes room for ports with ids below `end`.
+    ///
+    /// # Errors
+    /// The file system is full, or there are more than the file has places for.
+    pub fn reserve(&self, end: usize) -> io::Result<()> {
+        if end > self.0.layout.ports() {
+            return Err(io::Error::other("more ports than there are counters for"));
+        }
+        self.0.allocate(end)
+    }
+
+    /// From now on exactly these ports have counters, for which room was made. A port that has another name or generation
+    /// than the one before it begins at zero; no worker may have frames of either.
+    ///
+    /// # Errors
+    /// There is no room for one of them.
+    pub fn assign(&self, ports: &[(PortId, Identity)]) -> io::Result<()> {
+        let end = ports.iter().map(|(id, _)| id.index().saturating_add(1)).max().unwrap_or(0);
+        let mut listed = self.0.lock_ports();
+        let mut next = vec![None; end.max(listed.len())];
+        for (id, identity) in ports {
+            let before = listed.get(id.index()).and_then(Option::as_ref);
+            if before != Some(identity) {
+                (0..self.workers()).for_each(|worker| self.block(worker, *id).clear());
+            }
+            next.get_mut(id.index()).into_iter().for_each(|slot| *slot = Some(identity.clone()));
+        }
+        self.0.layout.list(&self.0.region, &next)?;
+        *listed = next;
+        Ok(())
+    }
+
+    /// Whose the counters of a port are.
+    #[must_use]
+    pub fn identity(&self, port: PortId) -> Option<Identity> {
+        self.0.lock_ports().get(port.index())?.clone()
     }
 
     /// The block that worker `worker` writes for `port`. What is added to a block that does not exist is lost.
@@ -239,6 +293,19 @@ impl Counters {
     }
 }
 
+impl Shared {
+    /// Gives what is in use with that many ports its room in the file system, if it is a file.
+    fn allocate(&self, ports: usize) -> io::Result<()> {
+        let Some(file) = self.region.file_offset().map(FileOffset::file) else { return Ok(()) };
+        self.layout.in_use(ports).iter().try_for_each(|bytes| layout::allocate(file, bytes))
+    }
+
+    /// Nobody panics while holding it.
+    fn lock_ports(&self) -> MutexGuard<'_, Vec<Option<Identity>>> {
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Drop for Shared {
     fn drop(&mut self) {
         // The run directory is still locked: the file is ours.
@@ -301,6 +368,15 @@ impl CounterBlock<'_> {
     #[inline]
     pub fn dropped(self, reason: DropReason) {
         self.bump(Counter::ALL.len() + reason_index(reason), 1);
+    }
+
+    /// Begins at zero.
+    fn clear(self) {
+        for slot in 0..Layout::block_len() / layout::SLOT {
+            if let Some(counter) = self.slot(slot) {
+                counter.store(0, Ordering::Relaxed);
+            }
+        }
     }
 
     /// Adds all of a tally; frames that were held then are nowhere now.

@@ -42,9 +42,9 @@ impl Pair {
         let snapshot = Arc::new(Snapshot::build(&topology, &[]));
         let macs = (topology.tenants[0].vms[0].nics[0].mac, snapshot.router_mac);
         let port = |id, name: &str| PortShared::new(id, name.to_owned(), Some(1));
-        let ports: PortTable = vec![port(A, "me/a.0"), port(B, "me/b.0")].into();
+        let ports: PortTable = [port(A, "me/a.0"), port(B, "me/b.0")].into_iter().collect();
         let counters = Counters::new(1, 2);
-        let datapath = Datapath::new(0, snapshot, Arc::clone(&ports), counters.clone());
+        let datapath = Datapath::new(0, snapshot, ports.clone(), counters.clone());
         let (a, b) = (Bench::new(64, features, false), Bench::new(64, VERSION_1, false));
         let mut setup = a.setup(0, None);
         let ring = TxRing::new(&mut setup).unwrap();
@@ -54,7 +54,7 @@ impl Pair {
 
     fn connect_b(&mut self, buffers: u64) {
         let rx = RxRing::new(&mut self.b.setup(0, None), true).unwrap();
-        self.ports[1].set_rx(0, Some(rx));
+        self.ports.get(1).unwrap().set_rx(0, Some(rx));
         for i in 0..buffers {
             self.b.driver.add(&[Segment { addr: BUFFERS + 2048 * i, len: 2048 }], true).unwrap();
         }
@@ -142,7 +142,7 @@ fn another_workers_burst_holds_up_nobody_but_who_sends_behind_it() {
     let mut pair = Pair::new(VERSION_1);
     pair.connect_b(8);
     // Worker 1 is in the middle of a burst to b.
-    let first = pair.ports[1].lock_rx(1).unwrap().put(VnetHeader::default(), &[1; 60], &[]);
+    let first = pair.ports.get(1).unwrap().lock_rx(1).unwrap().put(VnetHeader::default(), &[1; 60], &[]);
     assert_eq!(first, Ok(()));
     pair.send(3, 0, 0);
     assert_eq!(pair.service(), 1);
@@ -157,7 +157,7 @@ fn another_workers_burst_holds_up_nobody_but_who_sends_behind_it() {
     let ring = TxRing::new(&mut setup).unwrap();
     let mut tx = TxQueue { port: B, pair: 0, memory: setup.memory, ring, enabled: true };
     assert_eq!(pair.datapath.service_tx(&mut tx, Instant::now()), Ok(1));
-    assert!(pair.ports[1].finish_rx(1));
+    assert!(pair.ports.get(1).unwrap().finish_rx(1));
     assert_eq!(pair.service(), 1);
     assert_eq!(pair.count(A, Counter::DeliveredVm), 2);
 }
@@ -170,12 +170,13 @@ fn with_uplink() -> Arc<Snapshot> {
 }
 
 fn ports_with_uplink() -> PortTable {
-    vec![
+    [
         PortShared::new(A, "me/a.0".to_owned(), Some(1)),
         PortShared::new(B, "me/b.0".to_owned(), Some(1)),
         PortShared::new(PortId(2), "uplink:wan".to_owned(), None),
     ]
-    .into()
+    .into_iter()
+    .collect()
 }
 
 /// The uplink is a socket; what the kernel would get is read from its other end.
@@ -202,7 +203,7 @@ fn a_frame_leaves_by_an_uplink_once_whenever_the_kill_comes() {
         wire.set_nonblocking(true).unwrap();
         let daemon = || {
             let counters = Counters::new(1, 3);
-            let mut datapath = Datapath::new(0, Arc::clone(&snapshot), Arc::clone(&ports), counters.clone());
+            let mut datapath = Datapath::new(0, Arc::clone(&snapshot), ports.clone(), counters.clone());
             datapath.set_tap(PortId(2), Some(Tap::new(ours.try_clone().unwrap().into())));
             (datapath, counters)
         };
@@ -245,7 +246,8 @@ fn more_ports_than_before_are_no_trouble() {
     let small = topology::parse("test.toml", TOPOLOGY.split("[tenant.me.vm.b]").next().unwrap()).unwrap();
     let large = topology::parse("test.toml", TOPOLOGY).unwrap();
     for (topology, delivered) in [(small, 0), (large, 1)] {
-        pair.datapath.configure(Arc::new(Snapshot::build(&topology, &[])));
+        let ports = pair.ports.clone();
+        drop(pair.datapath.configure(Arc::new(Snapshot::build(&topology, &[])), ports));
         pair.send(3, 0, 0);
         pair.service();
         assert_eq!(pair.count(A, Counter::DeliveredVm), delivered);

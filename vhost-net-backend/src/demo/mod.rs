@@ -62,7 +62,7 @@ pub fn run(options: &DemoOptions) -> anyhow::Result<bool> {
         None => Some(built_in(&daemon, options.bytes, &mut report)?),
     };
     println!();
-    account::table(daemon.view());
+    account::table(&daemon.view());
     println!();
     report.verdict();
     drop(guests);
@@ -73,8 +73,8 @@ pub fn run(options: &DemoOptions) -> anyhow::Result<bool> {
 fn built_in(daemon: &Daemon, bytes: u64, report: &mut Report) -> anyhow::Result<Scene> {
     let mut scene = Scene::attach(daemon, report)?;
     scene.play(bytes, report);
-    account::settle(daemon.view(), report);
-    account::compare(daemon.view(), &scene, report);
+    account::settle(&daemon.view(), report);
+    account::compare(&daemon.view(), &scene, report);
     Ok(scene)
 }
 

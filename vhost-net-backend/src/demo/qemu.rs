@@ -69,7 +69,7 @@ impl Kit {
 
 /// Boots red/a and red/b and lets them talk, while blue's built-in guests listen.
 pub(super) fn play(kit: &Kit, daemon: &Daemon, report: &mut Report) -> anyhow::Result<()> {
-    let view = daemon.view();
+    let view = &*daemon.view();
     report.part("Guests attach");
     let blue = scene::pair(view, "blue", report)?;
     let before = scene::heard(&blue);

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -39,7 +40,7 @@ pub(super) struct Actor {
 /// All of them.
 #[derive(Debug)]
 pub(super) struct Scene {
-    view: View,
+    view: Arc<View>,
     red: [Actor; 2],
     blue: [Actor; 2],
 }
@@ -48,7 +49,7 @@ impl Scene {
     /// Attaches the guests to the daemon's sockets.
     pub(super) fn attach(daemon: &Daemon, report: &mut Report) -> anyhow::Result<Self> {
         report.part("Guests attach");
-        let view = daemon.view().clone();
+        let view = daemon.view();
         let (red, blue) = (pair(&view, "red", report)?, pair(&view, "blue", report)?);
         Ok(Self { view, red, blue })
     }

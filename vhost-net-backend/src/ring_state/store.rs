@@ -94,6 +94,17 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Removes the records of a NIC that is gone, and its tenant's folder with the last one.
+    pub fn remove(&self, tenant: &str, vm: &str, nic: usize) {
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // What cannot be removed is found again, checked, and believed only if it fits.
+        let Ok(folder) = openat(&self.folder, tenant, flags, Mode::empty()) else { return };
+        let _ = unlinkat(&folder, format!("{vm}.{nic}"), AtFlags::empty());
+        let _ = unlinkat(&self.folder, tenant, AtFlags::REMOVEDIR);
+    }
+}
+
 impl NicState {
     /// Records in memory of this process only, which a crash does not survive.
     ///

@@ -41,12 +41,25 @@ fn run_dir_access() -> BitFlags<AccessFs> {
         | AccessFs::Refer
 }
 
+/// What keeping a few files takes: no sockets.
+fn state_dir_access() -> BitFlags<AccessFs> {
+    AccessFs::ReadFile
+        | AccessFs::ReadDir
+        | AccessFs::WriteFile
+        | AccessFs::Truncate
+        | AccessFs::MakeReg
+        | AccessFs::MakeDir
+        | AccessFs::RemoveFile
+}
+
 fn places(needs: &Needs<'_>) -> Vec<(PathBuf, BitFlags<AccessFs>)> {
     let read = BitFlags::from(AccessFs::ReadFile);
-    let mut places = vec![(needs.run_dir.to_owned(), run_dir_access())];
+    let mut places =
+        vec![(needs.run_dir.to_owned(), run_dir_access()), (needs.state_dir.to_owned(), state_dir_access())];
     // The directory and not the file: whoever edits the file puts another one in its place. It may be behind a link.
-    let real = std::fs::canonicalize(needs.topology_file).ok();
-    for file in [Some(needs.topology_file.to_owned()), real].into_iter().flatten() {
+    let given = needs.topology_file.map(Path::to_owned);
+    let real = given.as_ref().and_then(|file| std::fs::canonicalize(file).ok());
+    for file in [given, real].into_iter().flatten() {
         let folder = file.parent().filter(|parent| !parent.as_os_str().is_empty());
         places.push((folder.unwrap_or(Path::new(".")).to_owned(), read));
     }

@@ -3,7 +3,7 @@
 //! # Theory of operation
 //! Two steps, because two kinds of restriction reach the threads in two ways:
 //! 1. [`enter`], before the first thread: capabilities, limits, no new privileges and Landlock belong to a thread and
-//!    are inherited by those that it starts. From here on files are reachable below the run directory and in the few
+//!    are inherited by those that it starts. From here on files are reachable below the run and state directories and in the few
 //!    places that the daemon reads, and no TCP at all. Of root's rights CAP_NET_ADMIN is left if there is a tap to look
 //!    after, CAP_DAC_OVERRIDE if VMMs make their own sockets, and otherwise none.
 //! 2. [`seal`], once all sockets and taps are there: the seccomp filter, put on all threads at once. From here on no
@@ -33,8 +33,10 @@ pub use files::Confinement;
 pub struct Needs<'a> {
     /// Where its sockets, its counters and the state of the vrings are.
     pub run_dir: &'a Path,
-    /// Read again when it is told to.
-    pub topology_file: &'a Path,
+    /// Where the topologies are kept that ran.
+    pub state_dir: &'a Path,
+    /// Read again when it is told to, if there is one.
+    pub topology_file: Option<&'a Path>,
     /// Whether it keeps taps: CAP_NET_ADMIN and /dev/net/tun.
     pub taps: bool,
     /// Whether it connects to sockets that VMMs made: they may belong to any user, which takes CAP_DAC_OVERRIDE.
@@ -48,8 +50,9 @@ pub struct Needs<'a> {
 /// # Errors
 /// The kernel refused something that every kernel can do, or the run directory cannot be made.
 pub fn enter(needs: &Needs<'_>) -> anyhow::Result<Confinement> {
-    std::fs::create_dir_all(needs.run_dir)
-        .with_context(|| format!("cannot create {}", needs.run_dir.display()))?;
+    for folder in [needs.run_dir, needs.state_dir] {
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    }
     privileges::drop(needs).context("cannot give up privileges")?;
     files::confine(needs).context("cannot confine the daemon to its files")
 }

@@ -48,6 +48,8 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_mkdirat,
     libc::SYS_fchmod,
     libc::SYS_fchmodat,
+    // Sockets that a change of the configuration makes go to their group: without CAP_CHOWN only to one of our own.
+    libc::SYS_fchownat,
     // Sockets.
     libc::SYS_bind,
     libc::SYS_listen,

@@ -26,13 +26,23 @@ fn attempt() {
     let (run_dir, topology_file) = (folder.path().join("run"), folder.path().join("etc/t.toml"));
     std::fs::create_dir(folder.path().join("etc")).unwrap();
     std::fs::write(&topology_file, "version = 1").unwrap();
-    let needs =
-        Needs { run_dir: &run_dir, topology_file: &topology_file, taps: false, connects: false, groups: &[] };
+    let state_dir = folder.path().join("state");
+    let needs = Needs {
+        run_dir: &run_dir,
+        state_dir: &state_dir,
+        topology_file: Some(&topology_file),
+        taps: false,
+        connects: false,
+        groups: &[],
+    };
     let confinement = enter(&needs).unwrap();
     seal().unwrap();
     match attempt.as_str() {
         "nothing" => {}
-        "daily work" => daily_work(&run_dir, &topology_file),
+        "daily work" => {
+            daily_work(&run_dir, &topology_file);
+            generations(&state_dir, &confinement);
+        }
         "files" => files(outside.path(), &confinement),
         "spawn" => drop(Command::new("/bin/true").spawn()),
         "internet" => drop(std::net::UdpSocket::bind("127.0.0.1:0")),
@@ -50,6 +60,17 @@ fn daily_work(run_dir: &Path, topology_file: &Path) {
     std::fs::rename(run_dir.join("file"), run_dir.join("other")).unwrap();
     std::fs::remove_file(run_dir.join("other")).unwrap();
     let _listener = std::os::unix::net::UnixListener::bind(run_dir.join("s")).unwrap();
+    // Another configuration brings another tenant, whose sockets go to a group.
+    std::fs::create_dir(run_dir.join("tenant")).unwrap();
+    rustix::fs::chownat(
+        rustix::fs::CWD,
+        run_dir.join("s"),
+        None,
+        Some(rustix::process::getegid()),
+        rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
+    )
+    .unwrap();
+    std::fs::remove_dir(run_dir.join("tenant")).unwrap();
     assert_eq!(std::fs::read_to_string(topology_file).unwrap(), "version = 1");
     assert!(std::fs::read_dir("/proc/self/task").unwrap().count() >= 1);
     let thread = std::thread::Builder::new().name("new".to_owned());
@@ -60,6 +81,23 @@ fn daily_work(run_dir: &Path, topology_file: &Path) {
     sys::signal(std::os::fd::AsFd::as_fd(&event));
     std::fs::read_to_string(format!("/proc/self/fdinfo/{}", std::os::fd::AsRawFd::as_raw_fd(&event)))
         .unwrap();
+}
+
+/// Topologies are kept, and nobody listens there.
+fn generations(state_dir: &Path, confinement: &Confinement) {
+    let kept = crate::daemon::generations::Generations::open(state_dir).unwrap();
+    let outcome = crate::daemon::generations::Outcome::Applied;
+    let plan = topology::Plan::default();
+    for number in 1..=120 {
+        let record = crate::daemon::generations::Record::new(number, 0, "t", &plan, outcome);
+        kept.add(&record, "version = 1").unwrap();
+    }
+    kept.set_current(120).unwrap();
+    assert_eq!((kept.newest(), kept.history().0.len()), (120, 100));
+    if confinement.to_string().starts_with("Landlock ") {
+        let refused = std::os::unix::net::UnixListener::bind(state_dir.join("s")).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied);
+    }
 }
 
 fn files(outside: &Path, confinement: &Confinement) {

@@ -6,12 +6,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
-use router::{PortId, Snapshot};
-use topology::{Mac, Topology};
+use router::PortId;
 
 use super::link_watch::LinkWatch;
 use super::tap_device::{TapConfig, TapDevice, close, open, restore};
-use super::{Tap, UplinkEvent};
+use super::{Keep, Tap, UplinkEvent};
+use crate::daemon::Board;
 use crate::port::{PortTable, lock};
 use crate::sys;
 use crate::worker::{Command, WorkerHandle};
@@ -45,10 +45,9 @@ pub struct Keeper {
 #[derive(Debug)]
 struct Keeping {
     kept: Vec<Kept>,
-    macs: Vec<Mac>,
-    topology: Arc<Topology>,
-    ports: PortTable,
+    board: Board,
     workers: Arc<[WorkerHandle]>,
+    watch: Option<LinkWatch>,
 }
 
 /// The channel by which workers report.
@@ -57,25 +56,21 @@ pub fn channel() -> (Sender<UplinkEvent>, Receiver<UplinkEvent>) {
     unbounded()
 }
 
-/// Starts the thread; `macs` are those of all uplinks, in the order of the topology.
+/// Starts the thread.
 ///
 /// # Errors
 /// No thread or netlink socket could be had.
 pub fn spawn(
     kept: Vec<Kept>,
-    macs: Vec<Mac>,
-    topology: Arc<Topology>,
-    ports: PortTable,
+    board: Board,
     workers: Arc<[WorkerHandle]>,
     (events, reports): (Sender<UplinkEvent>, Receiver<UplinkEvent>),
 ) -> std::io::Result<Keeper> {
     // Without uplinks nobody is woken when some interface of the host changes.
     let watch = (!kept.is_empty()).then(|| LinkWatch::start(events.clone())).transpose()?;
-    let keeping = Keeping { kept, macs, topology, ports, workers };
-    let thread = std::thread::Builder::new().name("uplinks".to_owned()).spawn(move || {
-        keeping.run(&reports);
-        drop(watch);
-    })?;
+    let keeping = Keeping { kept, board, workers, watch };
+    let thread = std::thread::Builder::new().name("uplinks".to_owned());
+    let thread = thread.spawn(move || keeping.run(&reports))?;
     Ok(Keeper { events, thread })
 }
 
@@ -108,6 +103,7 @@ impl Keeping {
             match report {
                 Ok(UplinkEvent::Gone(port)) => self.lose(port),
                 Ok(UplinkEvent::Changed) => self.look(),
+                Ok(UplinkEvent::Keep(keep)) => self.keep(*keep),
                 Err(RecvTimeoutError::Timeout) => self.mend(),
                 Ok(UplinkEvent::Leave) => return,
                 Ok(UplinkEvent::Stop) | Err(RecvTimeoutError::Disconnected) => break,
@@ -116,17 +112,33 @@ impl Keeping {
         self.kept.iter().for_each(|uplink| close(&uplink.config));
     }
 
+    /// Another configuration: a device that stays is as it was.
+    fn keep(&mut self, Keep { mut kept, watch }: Keep) {
+        for uplink in &mut kept {
+            let same = |old: &&Kept| old.port == uplink.port && old.config.device == uplink.config.device;
+            let old = self.kept.iter().find(same);
+            (uplink.up, uplink.gone) = old.map_or((true, false), |old| (old.up, old.gone));
+        }
+        self.kept = kept;
+        self.watch = self.watch.take().or(watch);
+    }
+
+    fn report(&self, port: PortId, problem: Option<&str>) {
+        report(&self.board.view().ports, port, problem);
+    }
+
     /// A worker lost its queue. Workers notice one after the other, so a device that is there again is no news.
     fn lose(&mut self, port: PortId) {
         let lost = |uplink: &&mut Kept| uplink.port == port && sys::interface(&uplink.config.device).is_err();
         if let Some(uplink) = self.kept.iter_mut().find(lost) {
             (uplink.gone, uplink.up) = (true, false);
-            report(&self.ports, port, Some("the device was deleted"));
+            self.report(port, Some("the device was deleted"));
         }
     }
 
     /// Something changed at some interface: is it one of ours?
     fn look(&mut self) {
+        let ports = self.board.view().ports.clone();
         for uplink in self.kept.iter_mut().filter(|uplink| !uplink.gone) {
             let device = &uplink.config.device;
             let up = sys::interface(device).is_ok_and(|(_, up)| up);
@@ -136,38 +148,37 @@ impl Keeping {
             uplink.up = up;
             if !up {
                 tracing::warn!(device, "the uplink is down");
-                report(&self.ports, uplink.port, Some("the device is down"));
+                report(&ports, uplink.port, Some("the device is down"));
             } else if let Err(error) = restore(&uplink.config) {
                 tracing::warn!(
                     device,
                     error = format!("{error:#}"),
                     "the uplink is up, without all that it needs"
                 );
-                report(
-                    &self.ports,
-                    uplink.port,
-                    Some("the device is up, but its addresses and routes are not"),
-                );
+                report(&ports, uplink.port, Some("the device is up, but its addresses and routes are not"));
             } else {
                 tracing::info!(device, "the uplink is up");
-                report(&self.ports, uplink.port, None);
+                report(&ports, uplink.port, None);
             }
         }
     }
 
     /// Tries to make again what was deleted.
     fn mend(&mut self) {
-        for at in 0..self.kept.len() {
-            let Some(uplink) = self.kept.get_mut(at).filter(|uplink| uplink.gone) else { continue };
+        let (board, workers) = (self.board.clone(), Arc::clone(&self.workers));
+        for uplink in self.kept.iter_mut().filter(|uplink| uplink.gone) {
+            // If the configuration changes now, its uplinks are in the queue, and this one may not be among them.
+            let Some(_changing) = board.try_change() else { return };
+            if !board.view().has_tap(uplink.port, &uplink.config.device) {
+                continue;
+            }
             match open(&uplink.config) {
                 Ok(device) => {
                     tracing::info!(device = uplink.config.device, "the uplink is back");
                     (uplink.gone, uplink.up) = (false, true);
-                    self.macs.get_mut(uplink.index).into_iter().for_each(|mac| *mac = device.mac);
-                    let snapshot = Arc::new(Snapshot::build(&self.topology, &self.macs));
-                    self.workers.iter().for_each(|w| w.send(Command::Configure(Arc::clone(&snapshot))));
-                    report(&self.ports, uplink.port, None);
-                    hand_out(uplink.port, device, &self.workers);
+                    board.set_mac(uplink.port, device.mac, &workers);
+                    report(&board.view().ports, uplink.port, None);
+                    hand_out(uplink.port, device, &workers);
                 }
                 Err(error) => {
                     tracing::debug!(
@@ -194,6 +205,6 @@ pub fn report(ports: &PortTable, port: PortId, problem: Option<&str>) {
 /// Gives every worker its queue.
 pub fn hand_out(port: PortId, device: TapDevice, workers: &[WorkerHandle]) {
     for (worker, fd) in workers.iter().zip(device.queues) {
-        worker.send(Command::Uplink { port, tap: Tap::new(fd) });
+        worker.send(Command::Uplink { port, tap: Some(Tap::new(fd)) });
     }
 }

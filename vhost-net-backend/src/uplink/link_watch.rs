@@ -19,7 +19,7 @@ const MESSAGE: usize = 4096;
 
 /// The watching thread; dropping it ends it.
 #[derive(Debug)]
-pub(super) struct LinkWatch {
+pub struct LinkWatch {
     stop: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
 }
@@ -29,7 +29,7 @@ impl LinkWatch {
     ///
     /// # Errors
     /// No netlink socket or thread could be had.
-    pub(super) fn start(events: Sender<UplinkEvent>) -> std::io::Result<Self> {
+    pub fn start(events: Sender<UplinkEvent>) -> std::io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         // No protocol number is number 0: NETLINK_ROUTE.
         let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;

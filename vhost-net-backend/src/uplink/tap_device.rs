@@ -1,5 +1,6 @@
 //! The kernel's side of a tap uplink: the device, its addresses, and the routes to the guests behind it.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -8,7 +9,7 @@ use anyhow::Context;
 use futures::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags};
-use rtnetlink::packet_route::route::RouteProtocol;
+use rtnetlink::packet_route::route::{RouteMessage, RouteProtocol};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 use topology::Mac;
 
@@ -18,7 +19,7 @@ use crate::sys;
 const PROTOCOL: u8 = 201;
 
 /// What the operator asked for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TapConfig {
     /// Interface name.
     pub device: String,
@@ -114,33 +115,56 @@ async fn add_address(handle: &Handle, index: u32, address: IpNet) -> anyhow::Res
 }
 
 async fn add_route(handle: &Handle, index: u32, subnet: IpNet) -> anyhow::Result<()> {
+    Ok(handle.route().add(route(index, subnet)?).replace().execute().await?)
+}
+
+fn route(index: u32, subnet: IpNet) -> anyhow::Result<RouteMessage> {
     let route = RouteMessageBuilder::<IpAddr>::new()
         .destination_prefix(subnet.network(), subnet.prefix_len())?
         .output_interface(index)
-        .protocol(RouteProtocol::Other(PROTOCOL))
-        .build();
-    Ok(handle.route().add(route).replace().execute().await?)
+        .protocol(RouteProtocol::Other(PROTOCOL));
+    Ok(route.build())
 }
 
-/// Takes our addresses and routes off a device that stays when we go; errors do not matter any more.
+/// Takes our routes off a device that stays when we go; errors do not matter any more.
 pub fn close(config: &TapConfig) {
-    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
-    let outcome: anyhow::Result<()> = runtime.block_on(async {
-        let (connection, handle, _) = rtnetlink::new_connection()?;
-        tokio::spawn(connection);
-        let link = handle.link().get().match_name(config.device.clone()).execute().try_next().await?;
-        let index = link.context("it is gone")?.header.index;
-        for subnet in &config.serves {
-            let route = RouteMessageBuilder::<IpAddr>::new()
-                .destination_prefix(subnet.network(), subnet.prefix_len())?
-                .output_interface(index)
-                .protocol(RouteProtocol::Other(PROTOCOL))
-                .build();
-            handle.route().del(route).execute().await?;
-        }
-        Ok(())
-    });
-    if let Err(error) = outcome {
-        tracing::debug!(device = config.device, error = format!("{error:#}"), "routes were gone already");
+    take_off(&config.device, &[], &config.serves);
+}
+
+/// Takes off the device what `old` had and `new` has not; errors do not matter any more.
+pub fn withdraw(old: &TapConfig, new: &TapConfig) {
+    let missing = |had: &[IpNet], has: &[IpNet]| -> Vec<IpNet> {
+        let has: HashSet<&IpNet> = has.iter().collect();
+        had.iter().filter(|net| !has.contains(net)).copied().collect()
+    };
+    let addresses = missing(&old.addresses, &new.addresses);
+    take_off(&old.device, &addresses, &missing(&old.serves, &new.serves));
+}
+
+fn take_off(device: &str, addresses: &[IpNet], routes: &[IpNet]) {
+    if addresses.is_empty() && routes.is_empty() {
+        return;
     }
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+    if let Err(error) = runtime.block_on(remove(device, addresses, routes)) {
+        tracing::debug!(device, error = format!("{error:#}"), "routes and addresses were gone already");
+    }
+}
+
+async fn remove(device: &str, addresses: &[IpNet], routes: &[IpNet]) -> anyhow::Result<()> {
+    let (connection, handle, _) = rtnetlink::new_connection()?;
+    tokio::spawn(connection);
+    let link = handle.link().get().match_name(device.to_owned()).execute().try_next().await?;
+    let index = link.context("it is gone")?.header.index;
+    for subnet in routes {
+        handle.route().del(route(index, *subnet)?).execute().await?;
+    }
+    for address in addresses {
+        let found = handle.address().get().set_link_index_filter(index);
+        let mut found = found.set_address_filter(address.addr()).execute();
+        while let Some(message) = found.try_next().await? {
+            handle.address().del(message).execute().await?;
+        }
+    }
+    Ok(())
 }

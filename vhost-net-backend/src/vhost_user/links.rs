@@ -20,6 +20,7 @@ use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use router::PortId;
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::change::Change;
 use crate::worker::mailbox;
 
 /// Longest time for the listening thread to obey: it may be waiting for descriptors.
@@ -27,21 +28,30 @@ const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What the listening thread is to do.
 #[derive(Debug)]
-pub(super) struct Order {
+pub(super) enum Order {
+    /// Take a link down or up.
+    Link(LinkOrder),
+    /// Something about the ports themselves.
+    Change(Change),
+}
+
+/// A link is to be down or up.
+#[derive(Debug)]
+pub(super) struct LinkOrder {
     pub(super) port: PortId,
     pub(super) up: bool,
     pub(super) reply: Sender<io::Result<()>>,
     taken: Arc<AtomicBool>,
 }
 
-impl Order {
+impl LinkOrder {
     /// Whether it is still wanted: whoever asked has not lost patience, and will hear what came of it.
     pub(super) fn take(&self) -> bool {
         !self.taken.swap(true, Ordering::AcqRel)
     }
 }
 
-/// Takes links down and up. Works on any thread.
+/// Takes links down and up, and changes the ports. Works on any thread.
 #[derive(Clone, Debug)]
 pub struct Links {
     orders: Sender<Order>,
@@ -73,7 +83,7 @@ impl Links {
     pub fn set(&self, port: PortId, up: bool) -> io::Result<()> {
         let (reply, answer) = bounded(1);
         let taken = Arc::new(AtomicBool::new(false));
-        mailbox::post(&self.orders, &*self.bell, Order { port, up, reply, taken: Arc::clone(&taken) });
+        self.order(Order::Link(LinkOrder { port, up, reply, taken: Arc::clone(&taken) }));
         let late =
             || Err(io::Error::new(io::ErrorKind::TimedOut, "the daemon is stopping or short of descriptors"));
         match answer.recv_timeout(PATIENCE) {
@@ -82,6 +92,10 @@ impl Links {
             Err(_) if !taken.swap(true, Ordering::AcqRel) => late(),
             Err(_) => answer.recv().unwrap_or_else(|_| late()),
         }
+    }
+
+    pub(super) fn order(&self, order: Order) {
+        mailbox::post(&self.orders, &*self.bell, order);
     }
 }
 

@@ -5,7 +5,7 @@
 //! [`Device`]). It has to run as the same user, or as root. Others are turned away, unless one of the two has
 //! already gone: then they wait until that one's rings are stopped, and take its place.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,6 +21,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, p
 use rustix::io::Errno;
 use tracing::{debug, info, warn};
 
+use super::change::{Change, Settled};
 use super::connection::{End, Hangup};
 use super::dial::Dialer;
 use super::error::SessionError;
@@ -36,12 +37,12 @@ use crate::port::{Device, Peer};
 const STACK: usize = 256 * 1024;
 /// Pause after the process ran out of descriptors, so that the waiting connection does not make us spin.
 const OUT_OF_FDS_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
-/// Event tokens of the eventfds that wake the thread; the sockets' tokens are their places in the list.
+/// Event tokens of the eventfds that wake the thread; the sockets' tokens are their ports' ids.
 const WAKE: u64 = u64::MAX;
 const LINKS: u64 = u64::MAX - 1;
 
 /// One port to listen for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenPort {
     /// Which.
     pub id: PortId,
@@ -162,10 +163,11 @@ impl Listeners {
         epoll::add(&epoll, orders.bell(), epoll::EventData::new_u64(LINKS), epoll::EventFlags::IN)?;
         let stopping = AtomicBool::new(false);
         let shared = Arc::new(Shared { daemon, memory: Arc::default(), wake, park, stopping });
-        let mut acceptor = Acceptor { epoll, shared, ports: Vec::new(), orders };
+        let mut acceptor =
+            Acceptor { epoll, shared, group, ports: BTreeMap::new(), prepared: BTreeMap::new(), orders };
         for port in ports {
             let left = left.remove(&port.name).filter(|left| left.path == port.path);
-            acceptor.open(port, group, left)?;
+            acceptor.open(port, left)?;
         }
         for name in left.into_keys() {
             debug!(port = name, "the last daemon had a port that this one has not");
@@ -210,7 +212,7 @@ impl Prepared {
     pub fn start(self) -> io::Result<Listeners> {
         let Self(mut acceptor) = self;
         let shared = Arc::clone(&acceptor.shared);
-        acceptor.ports.iter_mut().for_each(|place| place.served.resume(&shared));
+        acceptor.ports.values_mut().for_each(|place| place.served.resume(&shared));
         let thread = thread::Builder::new().name("listen".to_owned()).stack_size(STACK);
         let thread = thread.spawn(move || acceptor.run())?;
         Ok(Listeners { shared, thread: Some(thread) })
@@ -229,6 +231,8 @@ struct Place {
     served: ServedPort,
     /// Whether its link is down: nobody is let in.
     shut: bool,
+    /// Nobody is let in for the moment: the configuration changes. Whoever connects waits.
+    held: bool,
     /// The next daemon takes the socket: its file stays.
     leaves: bool,
 }
@@ -301,51 +305,147 @@ impl Drop for Place {
 struct Acceptor {
     epoll: OwnedFd,
     shared: Arc<Shared>,
-    ports: Vec<Place>,
+    /// Who may use our sockets.
+    group: Option<u32>,
+    ports: BTreeMap<PortId, Place>,
+    /// Of the next configuration; all of them are held.
+    prepared: BTreeMap<PortId, Place>,
     orders: LinkOrders,
 }
 
 impl Acceptor {
-    fn open(&mut self, port: ListenPort, group: Option<u32>, left: Option<PortLeft>) -> io::Result<()> {
+    fn open(&mut self, port: ListenPort, left: Option<PortLeft>) -> io::Result<()> {
         let (listener, connection) = left.map(|left| (left.listener, left.connection)).unwrap_or_default();
+        let mut place = self.make(port, listener, epoll::EventFlags::IN)?;
+        self.tell_link(&mut place);
+        if let Some((connection, fds)) = connection.filter(|_| !place.shut) {
+            place.served.inherit(connection, fds, &self.shared);
+        }
+        self.ports.insert(place.served.port.id, place);
+        Ok(())
+    }
+
+    /// A port with its door, where `events` are waited for.
+    fn make(
+        &self,
+        port: ListenPort,
+        listener: Option<UnixListener>,
+        events: epoll::EventFlags,
+    ) -> io::Result<Place> {
         let door = match port.role {
             Role::Server => {
                 let listener = listener.and_then(|listener| socket_file::adopt(listener, &port.path));
                 let listener = match listener {
                     Some(listener) => listener,
-                    None => socket_file::create(&port.path, group)?,
+                    None => socket_file::create(&port.path, self.group)?,
                 };
-                let token = epoll::EventData::new_u64(u64::try_from(self.ports.len()).unwrap_or(WAKE));
-                epoll::add(&self.epoll, &listener, token, epoll::EventFlags::IN)?;
+                epoll::add(&self.epoll, &listener, token(port.id), events)?;
                 Door::Listener(listener)
             }
             Role::Client { owner } => Door::Dialer(Dialer::new(owner, Instant::now())),
         };
+        let held = events.is_empty();
+        Ok(Place { door, served: ServedPort::new(port), shut: false, held, leaves: false })
+    }
+
+    /// Shuts the port if an operator left its link down, and tells the daemon.
+    fn tell_link(&self, place: &mut Place) {
+        let port = Arc::clone(&place.served.port);
         let shut = links::is_down(&port.down_mark);
-        let mut place = Place { door, served: ServedPort::new(port), shut: false, leaves: false };
-        let port = &place.served.port;
         self.shared.daemon.link(port.id, !shut);
         if shut {
             warn!(port = %port.name, "the link is down, as an operator left it: vmrouter link {} up", port.name);
             place.shut();
-        } else if let Some((connection, fds)) = connection {
-            place.served.inherit(connection, fds, &self.shared);
         }
-        self.ports.push(place);
-        Ok(())
     }
 
     fn obey(&mut self) {
-        for order in self.orders.collect().into_iter().filter(Order::take) {
-            let (port, up) = (order.port, order.up);
-            let place = self.ports.iter_mut().find(|place| place.served.port.id == port);
-            let done = place.map_or(Err(io::ErrorKind::NotFound.into()), |place| place.set_link(up));
-            if done.is_ok() {
-                self.shared.daemon.link(port, up);
+        for order in self.orders.collect() {
+            match order {
+                Order::Link(order) if order.take() => {
+                    let (port, up) = (order.port, order.up);
+                    let place = self.ports.get_mut(&port);
+                    let done = place.map_or(Err(io::ErrorKind::NotFound.into()), |place| place.set_link(up));
+                    if done.is_ok() {
+                        self.shared.daemon.link(port, up);
+                    }
+                    // Whoever asked waits for it.
+                    let _ = order.reply.send(done);
+                }
+                Order::Link(_) => {}
+                Order::Change(change) => self.change(change),
             }
-            // Whoever asked waits for it.
-            let _ = order.reply.send(done);
         }
+    }
+
+    /// Takes one step of a change; whoever asked waits for it.
+    fn change(&mut self, change: Change) {
+        match change {
+            Change::Prepare { ports, reply } => drop(reply.send(self.prepare(ports))),
+            Change::Abandon { reply } => {
+                self.prepared.clear();
+                let _ = reply.send(());
+            }
+            Change::Detach { ports, reply } => {
+                self.detach(&ports);
+                let _ = reply.send(());
+            }
+            Change::Settle { settled, reply } => {
+                self.settle(settled);
+                let _ = reply.send(());
+            }
+        }
+    }
+
+    fn prepare(&mut self, ports: Vec<ListenPort>) -> io::Result<()> {
+        for port in ports {
+            match self.make(port, None, epoll::EventFlags::empty()) {
+                Ok(place) => drop(self.prepared.insert(place.served.port.id, place)),
+                Err(error) => {
+                    self.prepared.clear();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends all these connections at once, and then waits for each.
+    fn detach(&mut self, ports: &[PortId]) {
+        for id in ports {
+            let Some(place) = self.ports.get_mut(id) else { continue };
+            place.held = true;
+            listen(&self.epoll, place);
+            place.served.hang_up();
+        }
+        for id in ports {
+            self.ports.get_mut(id).into_iter().for_each(|place| place.served.join());
+        }
+    }
+
+    fn settle(&mut self, settled: Settled) {
+        for id in settled.gone {
+            let Some(place) = self.ports.remove(&id) else { continue };
+            // Another port of that name begins with its link up.
+            let _ = links::mark_down(&place.served.port.down_mark, false);
+        }
+        let prepared = std::mem::take(&mut self.prepared);
+        for (id, place) in prepared {
+            self.ports.insert(id, place);
+        }
+        for port in settled.changed {
+            let Some(place) = self.ports.get_mut(&port.id) else { continue };
+            place.served.port = Arc::new(port);
+        }
+        let mut ports = std::mem::take(&mut self.ports);
+        for place in ports.values_mut().filter(|place| place.held) {
+            place.held = false;
+            if !place.shut {
+                self.tell_link(place);
+            }
+            listen(&self.epoll, place);
+        }
+        self.ports = ports;
     }
 
     fn run(mut self) -> Vec<StoppedPort> {
@@ -378,18 +478,20 @@ impl Acceptor {
         let mut park = [PollFd::from_borrowed_fd(self.shared.park(), PollFlags::IN)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         if !poll(&mut park, Some(&now)).is_ok_and(|ready| ready > 0) {
-            self.ports.iter().for_each(|place| place.served.hang_up());
-            self.ports.iter_mut().for_each(|place| place.served.join());
+            self.ports.values().for_each(|place| place.served.hang_up());
+            self.ports.values_mut().for_each(|place| place.served.join());
             return Vec::new();
         }
         // A VMM that is slow to end its message holds up nobody: all other guests' frames still move.
-        self.ports.iter_mut().for_each(|place| place.served.park());
-        self.ports.drain(..).map(Place::leave).collect()
+        self.ports.values_mut().for_each(|place| place.served.park());
+        std::mem::take(&mut self.ports).into_values().map(Place::leave).collect()
     }
 
     fn accept(&mut self, token: u64) {
-        let place = usize::try_from(token).ok().and_then(|index| self.ports.get_mut(index));
-        let Some(Place { door: Door::Listener(listener), served, shut, .. }) = place else { return };
+        let place = u32::try_from(token).ok().and_then(|id| self.ports.get_mut(&PortId(id)));
+        let Some(Place { door: Door::Listener(listener), served, shut, held: false, .. }) = place else {
+            return;
+        };
         match listener.accept() {
             // It came before the socket was renamed, or found the other name.
             Ok(_) if *shut => debug!(port = %served.port.name, "the link is down: turned a front end away"),
@@ -408,9 +510,9 @@ impl Acceptor {
     fn dial(&mut self) -> Option<Instant> {
         let now = Instant::now();
         let mut next: Option<Instant> = None;
-        for place in &mut self.ports {
-            let Place { door: Door::Dialer(dialer), served, shut, .. } = place else { continue };
-            if *shut || !served.is_free() {
+        for place in self.ports.values_mut() {
+            let Place { door: Door::Dialer(dialer), served, shut, held, .. } = place else { continue };
+            if *shut || *held || !served.is_free() {
                 continue;
             }
             if let Some(attached) = served.take_ended() {
@@ -425,5 +527,19 @@ impl Acceptor {
             }
         }
         next
+    }
+}
+
+fn token(port: PortId) -> epoll::EventData {
+    epoll::EventData::new_u64(u64::from(port.0))
+}
+
+/// Waits for those who connect, or lets them wait.
+fn listen(epoll: &OwnedFd, place: &Place) {
+    let Door::Listener(listener) = &place.door else { return };
+    let events = if place.held { epoll::EventFlags::empty() } else { epoll::EventFlags::IN };
+    let port = &place.served.port;
+    if let Err(error) = epoll::modify(epoll, listener, token(port.id), events) {
+        warn!(port = %port.name, %error, "cannot change what is waited for");
     }
 }

@@ -27,6 +27,7 @@ pub mod listener;
 pub mod message;
 pub mod session;
 
+mod change;
 mod config;
 mod connection;
 mod device_state;
@@ -51,6 +52,7 @@ mod over_sockets;
 #[cfg(test)]
 mod test_front_end;
 
+pub use change::Settled;
 pub use connection::{End, Hangup};
 pub use error::SessionError;
 pub use links::{LinkOrders, Links};

@@ -52,7 +52,7 @@ fn worker() -> (WorkerHandle, Worker, Vec<Guest>) {
 /// A receive vring of guest `port`, with so many buffers.
 fn receiver(worker: &Worker, port: usize, buffers: u16) -> Bench {
     let mut rx = Bench::new(SIZE, VERSION_1, false);
-    worker.ports[port].set_rx(0, Some(RxRing::new(&mut rx.setup(0, None), true).unwrap()));
+    worker.ports.get(port).unwrap().set_rx(0, Some(RxRing::new(&mut rx.setup(0, None), true).unwrap()));
     for _ in 0..buffers {
         rx.driver.add(&[Segment { addr: BUFFERS, len: 2048 }], true).unwrap();
     }

@@ -85,7 +85,11 @@ impl Arena {
                 worker.start(Box::new(queue)).unwrap();
                 senders.push((bench, 0));
             } else {
-                worker.ports[usize::from(port)].set_rx(0, Some(RxRing::new(&mut setup, true).unwrap()));
+                worker
+                    .ports
+                    .get(usize::from(port))
+                    .unwrap()
+                    .set_rx(0, Some(RxRing::new(&mut setup, true).unwrap()));
                 receivers.push(bench);
             }
         }

@@ -140,6 +140,20 @@ impl Sources {
         self.all.iter().position(|e| e.as_ref().is_some_and(is_it))
     }
 
+    /// All uplinks that have a queue here.
+    pub(super) fn uplinks(&self) -> Vec<PortId> {
+        let port = |e: &Entry| match &e.source {
+            Source::Guest(_) => None,
+            Source::Uplink { port, .. } => Some(*port),
+        };
+        self.all.iter().flatten().filter_map(port).collect()
+    }
+
+    /// Keeps what vrings had used only of ports that are there: the next port of that id begins anew.
+    pub(super) fn forgive(&mut self, is_there: impl Fn(PortId) -> bool) {
+        self.left.retain(|port, _| is_there(*port));
+    }
+
     pub(super) fn find(&mut self, port: PortId, pair: usize) -> Option<&mut Entry> {
         let at = self.position(port, pair)?;
         self.get_mut(at)

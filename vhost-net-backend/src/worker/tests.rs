@@ -140,9 +140,13 @@ fn an_uplink_that_comes_again_replaces_the_one_before() {
     for _ in 0..3 {
         let (ours, _theirs) = UnixDatagram::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        worker.start_uplink(PortId(0), Tap::new(ours.into()));
+        worker.set_uplink(PortId(0), Some(Tap::new(ours.into())));
     }
     assert_eq!(worker.sources.iter_mut().count(), 1);
+    // In the next configuration that port is a NIC.
+    let (snapshot, ports) = (Arc::clone(&setup().snapshot), worker.ports.clone());
+    drop(worker.configure(snapshot, ports));
+    assert_eq!((worker.sources.iter_mut().count(), worker.datapath.tap(PortId(0)).is_some()), (0, false));
 }
 
 /// Rounds of a worker's loop while `act` runs.

@@ -1,7 +1,6 @@
 //! The device of one port, with no thread: vrings are started for real, and a burst moves when the input says so.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
@@ -30,8 +29,8 @@ impl Bench {
     pub(super) fn new(pairs: u16) -> Result<Self> {
         let snapshot = super::super::frame::snapshot()?;
         let ports: PortTable = ports(&snapshot, pairs);
-        let counters = Counters::new(1, ports.len());
-        let datapath = Datapath::new(0, snapshot, Arc::clone(&ports), counters.clone());
+        let counters = Counters::new(1, snapshot.ids_end());
+        let datapath = Datapath::new(0, snapshot, ports.clone(), counters.clone());
         let tx = (0..pairs).map(|_| None).collect();
         let running = vec![false; usize::from(pairs) * 2];
         Ok(Self { datapath, ports, counters, tx, running, misuse: None })

@@ -1,0 +1,70 @@
+//! Where the daemon keeps the topologies that it ran.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use super::Failure;
+
+/// STATE_DIR: `flag` (`--state-dir`), else `$STATE_DIRECTORY` (systemd), else the run directory if that was `given` by
+/// `--run-dir` (a second daemon must not touch what is the first one's), else `/var/lib/vmrouter` as root, else
+/// `$XDG_STATE_HOME/vmrouter` or `~/.local/state/vmrouter`.
+///
+/// # Errors
+/// When an ordinary user has no home.
+pub fn state_dir(flag: Option<&Path>, given: Option<&Path>) -> Result<PathBuf, Failure> {
+    choose(flag, given, |name| std::env::var_os(name), rustix::process::geteuid().is_root())
+}
+
+fn choose(
+    flag: Option<&Path>,
+    given: Option<&Path>,
+    environment: impl Fn(&str) -> Option<OsString>,
+    root: bool,
+) -> Result<PathBuf, Failure> {
+    let variable = |name| environment(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(flag) = flag {
+        return Ok(flag.to_owned());
+    }
+    if let Some(state) = variable("STATE_DIRECTORY") {
+        // With several directories in the unit, systemd joins them by colons.
+        let first = state.to_str().and_then(|text| text.split(':').next()).map(PathBuf::from);
+        return Ok(first.unwrap_or(state));
+    }
+    match (given, root, variable("XDG_STATE_HOME"), variable("HOME")) {
+        (Some(run_dir), ..) => Ok(run_dir.to_owned()),
+        (None, true, ..) => Ok(PathBuf::from("/var/lib/vmrouter")),
+        (None, false, Some(xdg), _) => Ok(xdg.join("vmrouter")),
+        (None, false, None, Some(home)) => Ok(home.join(".local/state/vmrouter")),
+        (None, false, None, None) => {
+            Err(Failure::usage("HOME is not set: say where topologies are kept with --state-dir"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rule() {
+        let (flag, run) = (Some(Path::new("/flag")), Some(Path::new("/run-dir")));
+        type Case<'a> = (Option<&'a Path>, Option<&'a Path>, &'a [(&'a str, &'a str)], bool, Option<&'a str>);
+        let all = [("STATE_DIRECTORY", "/state/a:/state/b"), ("XDG_STATE_HOME", "/xdg"), ("HOME", "/usr/x")];
+        let table: [Case<'_>; 7] = [
+            (flag, run, &all, true, Some("/flag")),
+            (None, run, &all, true, Some("/state/a")),
+            (None, run, &all[1..], true, Some("/run-dir")),
+            (None, None, &all[1..], true, Some("/var/lib/vmrouter")),
+            (None, None, &all[1..], false, Some("/xdg/vmrouter")),
+            (None, None, &all[2..], false, Some("/usr/x/.local/state/vmrouter")),
+            (None, None, &[], false, None),
+        ];
+        for (flag, given, environment, root, wanted) in table {
+            let variable = |name: &str| {
+                environment.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value))
+            };
+            let found = choose(flag, given, variable, root).ok();
+            assert_eq!(found.as_deref(), wanted.map(Path::new), "{flag:?} {given:?} {environment:?} {root}");
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! Topologies that ran: `STATE_DIR/generations/`, which outlives the daemon and the machine's boot.
+//!
+//! | file | what |
+//! |---|---|
+//! | `N.toml` | the topology file of generation N, as it was given |
+//! | `N.json` | its [`Record`] |
+//! | `current` | the number of the one that the next `vmrouter run` without a file starts with |
+//!
+//! Every file appears whole, by a rename, and is on the disk before `current` names it: a crash at any moment leaves the
+//! generation before or the one after. One daemon uses the folder at a time.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+/// Below STATE_DIR.
+pub const FOLDER: &str = "generations";
+/// So many are kept: the newest, and the current one.
+const KEPT: usize = 100;
+/// A record says no more of what changed.
+const CHANGES: usize = 100;
+
+/// A topology file as somebody gave it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Text {
+    /// Where it came from: for people.
+    pub name: String,
+    /// All of it.
+    pub text: String,
+}
+
+/// What is known of one generation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Its number.
+    pub generation: u64,
+    /// When it began to run, seconds since 1970.
+    pub time: u64,
+    /// The user who asked for it.
+    pub uid: u32,
+    /// The file that it came from.
+    pub name: String,
+    /// "1 to add, 0 to change, 0 to remove".
+    pub summary: String,
+    /// What changed, a line each; the first hundred.
+    pub changes: Vec<String>,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// What became of a generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// It runs, or ran until the next one.
+    Applied,
+    /// It runs, and waits to be confirmed.
+    Unconfirmed,
+    /// Nobody confirmed it: the one before came back.
+    RolledBack,
+}
+
+impl Record {
+    /// Of a generation that begins now.
+    #[must_use]
+    pub fn new(generation: u64, uid: u32, name: &str, plan: &topology::Plan, outcome: Outcome) -> Self {
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let changes = plan.changes.iter().take(CHANGES).map(ToString::to_string).collect();
+        Self { generation, time, uid, name: name.to_owned(), summary: plan.summary(), changes, outcome }
+    }
+}
+
+/// The folder, locked for as long as this lives.
+#[derive(Debug)]
+pub struct Generations {
+    folder: PathBuf,
+    _lock: File,
+}
+
+impl Generations {
+    /// The folder below `state_dir`, made if it is not there.
+    ///
+    /// # Errors
+    /// It cannot be made, or another daemon has it. The message names it.
+    pub fn open(state_dir: &Path) -> io::Result<Self> {
+        let folder = state_dir.join(FOLDER);
+        let opened =
+            DirBuilder::new().recursive(true).mode(0o750).create(&folder).and_then(|()| lock(&folder));
+        let lock =
+            opened.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", folder.display())))?;
+        Ok(Self { folder, _lock: lock })
+    }
+
+    /// The number of the newest one; 0: there is none.
+    #[must_use]
+    pub fn newest(&self) -> u64 {
+        numbers(&self.folder).last().copied().unwrap_or(0)
+    }
+
+    /// Writes a generation down. It is not the current one yet: see [`Self::set_current`].
+    ///
+    /// # Errors
+    /// The disk does not take it.
+    pub fn add(&self, record: &Record, text: &str) -> io::Result<()> {
+        self.put(&format!("{}.toml", record.generation), text.as_bytes())?;
+        self.record(record)
+    }
+
+    /// Writes what is known of a generation, again.
+    ///
+    /// # Errors
+    /// As [`Self::add`].
+    pub fn record(&self, record: &Record) -> io::Result<()> {
+        self.put(&format!("{}.json", record.generation), &serde_json::to_vec_pretty(record)?)
+    }
+
+    /// Takes one back that never ran.
+    pub fn forget(&self, generation: u64) {
+        for kind in ["toml", "json"] {
+            let _ = fs::remove_file(self.folder.join(format!("{generation}.{kind}")));
+        }
+    }
+
+    /// The next `vmrouter run` without a file starts with that one. Old ones are removed.
+    ///
+    /// # Errors
+    /// As [`Self::add`].
+    pub fn set_current(&self, generation: u64) -> io::Result<()> {
+        self.put("current", format!("{generation}\n").as_bytes())?;
+        let numbers = numbers(&self.folder);
+        let old = numbers.iter().rev().skip(KEPT).filter(|number| **number != generation);
+        old.for_each(|number| self.forget(*number));
+        Ok(())
+    }
+
+    /// What is known of all, the oldest first, and which is the current one.
+    #[must_use]
+    pub fn history(&self) -> (Vec<Record>, Option<u64>) {
+        let record = |number: &u64| {
+            let bytes = fs::read(self.folder.join(format!("{number}.json"))).ok()?;
+            serde_json::from_slice(&bytes).ok()
+        };
+        (numbers(&self.folder).iter().filter_map(record).collect(), current(&self.folder))
+    }
+
+    /// The topology file of a generation.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be read.
+    pub fn text(&self, generation: u64) -> io::Result<Text> {
+        text(&self.folder, generation)
+    }
+
+    /// The topology file of the current generation.
+    #[must_use]
+    pub fn current(&self) -> Option<(u64, Text)> {
+        let number = current(&self.folder)?;
+        Some((number, self.text(number).ok()?))
+    }
+
+    fn put(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let naming = |error: io::Error| {
+            io::Error::new(error.kind(), format!("{}: {error}", self.folder.join(name).display()))
+        };
+        let new = self.folder.join(format!("{name}.new"));
+        let written = || {
+            let _ = fs::remove_file(&new);
+            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o640).open(&new)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            fs::rename(&new, self.folder.join(name))?;
+            File::open(&self.folder)?.sync_all()
+        };
+        written().map_err(naming)
+    }
+}
+
+/// The file of the generation that ran last below `state_dir`, for a daemon that is started without one.
+///
+/// # Errors
+/// There is none, or it cannot be read.
+pub fn last(state_dir: &Path) -> io::Result<(u64, Text)> {
+    let folder = state_dir.join(FOLDER);
+    let number = current(&folder).ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("no topology was applied yet: {} is empty", folder.display()),
+        )
+    })?;
+    Ok((number, text(&folder, number)?))
+}
+
+fn text(folder: &Path, generation: u64) -> io::Result<Text> {
+    let path = folder.join(format!("{generation}.toml"));
+    let naming = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let text = fs::read_to_string(&path).map_err(naming)?;
+    Ok(Text { name: path.display().to_string(), text })
+}
+
+fn current(folder: &Path) -> Option<u64> {
+    fs::read_to_string(folder.join("current")).ok()?.trim().parse().ok()
+}
+
+/// Of all generations, the least first.
+fn numbers(folder: &Path) -> Vec<u64> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let number = |entry: fs::DirEntry| entry.file_name().to_str()?.strip_suffix(".toml")?.parse().ok();
+    let mut numbers: Vec<u64> = entries.filter_map(number).collect();
+    numbers.sort_unstable();
+    numbers
+}
+
+fn lock(folder: &Path) -> io::Result<File> {
+    let file = File::open(folder)?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => {
+            Err(io::Error::new(io::ErrorKind::AddrInUse, "another daemon keeps its topologies there"))
+        }
+        locked => Ok(locked.map(|()| file)?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(generation: u64) -> Record {
+        Record::new(generation, 7, "/etc/t.toml", &topology::Plan::default(), Outcome::Applied)
+    }
+
+    #[test]
+    fn what_was_applied_is_found_again_and_old_ones_go() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(last(folder.path()).unwrap_err().kind(), io::ErrorKind::NotFound);
+        let generations = Generations::open(folder.path()).unwrap();
+        assert_eq!(Generations::open(folder.path()).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!((generations.newest(), generations.current()), (0, None));
+        for number in 1..=150 {
+            generations.add(&record(number), &format!("# {number}")).unwrap();
+            if number <= 2 {
+                generations.set_current(number).unwrap();
+            }
+        }
+        // 150 was written and never became the current one, as in a crash.
+        assert_eq!(last(folder.path()).unwrap().1.text, "# 2");
+        generations.set_current(3).unwrap();
+        let (records, now) = generations.history();
+        let numbers: Vec<_> = records.iter().map(|record| record.generation).collect();
+        assert_eq!((numbers.len(), numbers[0], numbers[1], now), (101, 3, 51, Some(3)));
+        assert_eq!(records[0], Record { time: records[0].time, ..record(3) });
+        generations.record(&Record { outcome: Outcome::RolledBack, ..record(150) }).unwrap();
+        assert_eq!(generations.history().0.last().unwrap().outcome, Outcome::RolledBack);
+        generations.forget(150);
+        assert_eq!(generations.newest(), 149);
+        drop(generations);
+        assert_eq!(Generations::open(folder.path()).unwrap().current().unwrap().0, 3);
+    }
+}
