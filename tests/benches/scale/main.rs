@@ -6,6 +6,7 @@
 mod frames;
 mod idle;
 mod latency;
+mod reload;
 mod run;
 mod size;
 
@@ -71,6 +72,12 @@ enum What {
         #[arg(long, default_value_t = 3)]
         rounds: usize,
     },
+    /// Time to put another topology in the place of the one that runs, up to 1,000 VMs and 10,000 routes
+    Reload {
+        /// Times that every change is made
+        #[arg(long, default_value_t = 11)]
+        rounds: usize,
+    },
     /// The daemon on more routes than a file has room for
     #[command(hide = true)]
     Serve {
@@ -100,6 +107,7 @@ fn main() -> Result<()> {
         What::Latency { rounds, seconds } => latency::latency(rounds, Duration::try_from_secs_f64(seconds)?),
         What::Workers { rounds } => frames::workers(rounds),
         What::Tcp { rounds } => tcp::compare(rounds),
+        What::Reload { rounds } => reload::reload(rounds),
         What::Serve { .. } => Ok(()),
     }
 }
