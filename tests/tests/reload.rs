@@ -50,8 +50,10 @@ impl Field {
         let mut more = scenario.clone();
         // First in the file: were ids counted by places, all others would move.
         let c = more.vm(tenant, "c", VmShape::default())?;
-        more.topology.tenants[tenant].vms.rotate_right(1);
-        more.topology.tenants[tenant].vms[1].nics[0].prefixes = vec!["10.66.0.0/15".parse()?];
+        let vms = &mut more.topology.tenants.get_mut(tenant).context("no tenant")?.vms;
+        vms.rotate_right(1);
+        let nics = &mut vms.get_mut(1).context("no VM a")?.nics;
+        nics.first_mut().context("no NIC")?.prefixes = vec!["10.66.0.0/15".parse()?];
         let c = VmIndex { vm: 0, ..c };
         let hosts = [Host::of(&scenario, a)?, Host::of(&scenario, b)?];
         let texts = [scenario.toml()?, more.toml()? + MORE];

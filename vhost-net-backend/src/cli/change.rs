@@ -68,9 +68,10 @@ pub fn plan(args: &PlanArgs) -> Result<Page, Failure> {
     if args.common.json {
         return Ok(Page { text: json(&outcome)?, exit, ..Page::default() });
     }
-    let text = match exit {
-        Exit::Ok => format!("No difference: generation {} is what the file says.\n", outcome.generation),
-        _ => format!("{}\nPlan: {}.\n", listing(&outcome.changes, Paint::stdout()), outcome.summary),
+    let text = if outcome.changes.is_empty() {
+        format!("No difference: generation {} is what the file says.\n", outcome.generation)
+    } else {
+        format!("{}\nPlan: {}.\n", listing(&outcome.changes, Paint::stdout()), outcome.summary)
     };
     Ok(Page { text, exit, ..Page::default() })
 }

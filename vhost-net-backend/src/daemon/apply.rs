@@ -203,7 +203,8 @@ impl Applier {
         else {
             return;
         };
-        match setup.replace(Topology::clone(&topology), setup.next_number(), |_| Ok(())) {
+        let plan = Plan::between(&setup.board.view().topology, &topology);
+        match setup.replace(Topology::clone(&topology), plan, setup.next_number(), |_| Ok(())) {
             Ok(_) => {
                 setup.origin.text = text;
                 setup.note(&Record { outcome: Outcome::RolledBack, ..record });
@@ -248,7 +249,7 @@ impl Setup {
             Some(generations) => generations.add(&record, &request.text.text).context("cannot keep the file"),
             None => Ok(()),
         };
-        let applied = self.replace(topology, generation, kept).inspect_err(|_| {
+        let applied = self.replace(topology, plan, generation, kept).inspect_err(|_| {
             self.origin.generations.iter().for_each(|generations| generations.forget(generation));
         })?;
         self.origin.text = request.text.clone();
@@ -265,13 +266,13 @@ impl Setup {
     fn replace(
         &mut self,
         topology: Topology,
+        plan: Plan,
         generation: u64,
         keep: impl FnOnce(&Self) -> anyhow::Result<()>,
     ) -> Result<Applied, Refusal> {
         let (begun, board) = (Instant::now(), self.board.clone());
         let _changing = board.change();
         let view = board.view();
-        let plan = Plan::between(&view.topology, &topology);
         let restart: Vec<_> = plan.with(Effect::Restart).cloned().collect();
         if !restart.is_empty() {
             return Err(Refusal::Restart(restart));
