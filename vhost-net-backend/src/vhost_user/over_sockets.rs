@@ -20,7 +20,7 @@ use super::features::Experimental;
 use super::test_front_end::{FrontEnd, MEMORY, Recorder, USER};
 use super::{
     Attach, End, Hangup, LinkOrders, Links, ListenPort, Listeners, Ports, Role, SessionConfig, SessionError,
-    StoppedPort,
+    Settled, StoppedPort,
 };
 use crate::handover::Inherited;
 use crate::handover::collect::Collected;
@@ -488,6 +488,52 @@ fn the_router_does_not_connect_while_the_link_is_down() {
     bench.links.set(PortId(3), true).unwrap();
     assert!(accept_within(&listener, Duration::from_secs(2)).is_some(), "it does not connect any more");
     assert!(bench.path.exists(), "the socket is the VMM's");
+}
+
+#[test]
+fn ports_come_go_and_offer_something_else() {
+    let bench = Bench::new();
+    let front_end = boot(&bench.path);
+    assert_eq!([bench.hear(), bench.hear(), bench.hear()], ["attached", "start 0", "start 1"]);
+    let other = |id, name: &str| {
+        let path = bench.dir.path().join(name).join("db1.0.sock");
+        let down_mark = bench.dir.path().join(format!("{name}.down"));
+        ListenPort { id: PortId(id), name: format!("{name}/db1.0"), path, down_mark, ..bench.port() }
+    };
+    let (second, blocked) = (other(4, "acme"), other(5, "globex"));
+    // Its socket is there, and nobody is let in; it goes again, also with one that cannot be made.
+    bench.links.prepare(vec![second.clone()]).unwrap();
+    let mut early = UnixStream::connect(&second.path).unwrap();
+    early.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    assert_eq!(ask(&mut early, FrontendReq::GET_QUEUE_NUM), None);
+    bench.links.abandon();
+    assert!(!second.path.exists());
+    std::fs::create_dir_all(blocked.path.parent().unwrap()).unwrap();
+    std::fs::write(&blocked.path, "in the way").unwrap();
+    assert!(bench.links.prepare(vec![second.clone(), blocked]).is_err() && !second.path.exists());
+    assert!(front_end.get_features().is_ok(), "nothing has changed");
+    // One comes, and the other one has another MTU: whoever connects meanwhile waits.
+    bench.links.prepare(vec![second.clone()]).unwrap();
+    bench.links.detach(vec![PortId(3)]).unwrap();
+    assert!(front_end.get_features().is_err(), "its connection ended");
+    let mut heard = [bench.hear(), bench.hear(), bench.hear()];
+    heard.sort();
+    assert!(heard[0].starts_with("detached 3") && heard[1..] == ["stop 0", "stop 1"], "{heard:?}");
+    let (mut waits, mut new) = (bench.connect(), UnixStream::connect(&second.path).unwrap());
+    assert!(bench.heard.recv_timeout(Duration::from_millis(200)).is_err());
+    let config = SessionConfig { mtu: 9000, ..bench.port().config };
+    let changed = vec![ListenPort { config, ..bench.port() }];
+    bench.links.settle(Settled { gone: Vec::new(), changed }).unwrap();
+    for stream in [&mut waits, &mut new] {
+        assert_eq!(ask(stream, FrontendReq::GET_QUEUE_NUM), Some(2));
+        assert_eq!(bench.hear(), "attached");
+    }
+    // It goes, and the other one stays as it is.
+    bench.links.detach(vec![PortId(4)]).unwrap();
+    bench.links.settle(Settled { gone: vec![PortId(4)], changed: Vec::new() }).unwrap();
+    assert!(bench.hear().starts_with("detached 4") && !second.path.exists());
+    assert_eq!(ask(&mut new, FrontendReq::GET_QUEUE_NUM), None);
+    assert_eq!(ask(&mut waits, FrontendReq::GET_QUEUE_NUM), Some(2));
 }
 
 /// Everything of a daemon that stopped, as the next one reads it.
