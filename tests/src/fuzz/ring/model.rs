@@ -72,7 +72,7 @@ impl Model {
         let Some(found) = Descriptor::read(image, self.desc + 16 * u64::from(head)) else { return false };
         let there = image.at(found.addr).map_or(0, <[u8]>::len);
         need >= 12
-            && found.flags == WRITE
+            && found.flags & (INDIRECT | NEXT | WRITE) == WRITE
             && found.len >= need
             && usize::try_from(found.len).is_ok_and(|len| len <= there)
     }
