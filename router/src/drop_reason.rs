@@ -67,6 +67,14 @@ drop_reasons! {
     RouteNone = "route.none", "The tenant's table has no route to the destination.", "Add a route, or an uplink to the tenant.";
     RouteHairpin = "route.hairpin", "The route leads back out of the port the packet came from.", "Correct the route or the guest's own routing table.";
     HostUnknown = "host.unknown", "The destination lies in a subnet of the tenant, but no VM has it.", "Add the VM to the topology, or correct the address.";
+    PolicyIngress = "policy.ingress", "No `ingress` rule of the receiving NIC's groups allows it, and it answers nothing that the NIC sent.", "Add a rule to the group, if the traffic is wanted.";
+    PolicyEgress = "policy.egress", "A group of the sending NIC lists its `egress`, and no rule of them allows this.", "Add a rule to the group, if the traffic is wanted.";
+    PolicyUngrouped = "policy.ungrouped", "A new connection from an uplink to a NIC without a group, which takes only answers from there.", "Give the NIC a group whose `ingress` allows it.";
+    PolicyPeering = "policy.peering", "From one tenant to another, and the peering between their networks does not allow it.", "Add it to `allow` of the peering, with the network that begins in `from`.";
+    PolicyState = "policy.state", "It belongs to no connection that was seen and cannot begin one, or the connection is not so far: a TCP segment without SYN or ACK, a SYN with more flags, or one against the direction of its connection.", "None needed: after a restart of the router the side that began a connection brings it back.";
+    PolicyFragment = "policy.fragment", "Rules ask for ports, and this is a fragment whose first one was not seen, one that would change what was read, or a packet that ends before its ports.", "Lower the sender's MTU so that nothing is fragmented.";
+    FlowsQuota = "flows.quota", "The sender's tenant has as many connections as it may, and none of them could make room.", "Raise `quota.flows` of the tenant, or find who opens so many: packet-stats flows.";
+    FlowsFull = "flows.full", "The connection table has no place for one more of the sender's tenant.", "Find who holds so many connections: packet-stats flows.";
     MtuExceeded = "mtu.exceeded", "Larger than the receiving port's MTU, and may not be fragmented.", "Give both NICs the same `mtu`; do not filter ICMP in the guest.";
     RxNotConnected = "rx.not_connected", "The receiving VM has no driver running (powered off, booting or rebooting), or its link is shut.", "Start the VM, or take its link up (vmrouter link); packet-stats vm shows its state.";
     RxRingFull = "rx.ring_full", "The receiving guest had offered no buffer.", "The guest is too slow or its ring too small: rx_queue_size=1024, more queues.";

@@ -10,11 +10,13 @@ use crate::headers::Headers;
 use crate::ids::{PortId, RuleId, TenantId};
 use crate::offload::Offload;
 use crate::parse::{Ip, layer3_len, parse};
+use crate::policy::Way;
+use crate::snapshot::policy::Denial;
 use crate::snapshot::{Port, PortKind, Snapshot};
 use crate::state::WorkerState;
 use crate::trace::{Step, Trace};
 use crate::verdict::Verdict;
-use crate::{offload, own, rewrite, source};
+use crate::{offload, own, policy, rewrite, source};
 
 /// Decides what becomes of one frame and rewrites its headers for the egress.
 ///
@@ -27,14 +29,13 @@ pub fn forward<T: Trace>(
     head: &mut Headers,
     trace: &mut T,
 ) -> Verdict {
-    // No rate limit or timer is part of a decision yet.
-    let _ = now;
-    decide(snapshot, state, ingress, head, trace).unwrap_or_else(|no| Verdict::Drop(no.reason, no.rule))
+    decide(snapshot, state, now, ingress, head, trace).unwrap_or_else(|no| Verdict::Drop(no.reason, no.rule))
 }
 
 fn decide<T: Trace>(
     snapshot: &Snapshot,
     state: &mut WorkerState,
+    now: Instant,
     ingress: PortId,
     head: &mut Headers,
     trace: &mut T,
@@ -82,11 +83,14 @@ fn decide<T: Trace>(
     // VRF and FIB.
     let (Some(tenant), Some(route)) = (tenant, route) else { return Err(DropReason::RouteNone.into()) };
     trace.step(|| Step::Route(tenant, route.rule));
+    let (next, verdict) = next_hop(ingress, port, route)?;
 
-    // Policy: nothing is denied inside a tenant yet.
+    // Policy.
+    let way = Way { tenant, ingress, egress: next.port };
+    let passed = policy::check(snapshot, state, now, way, head, ip)?;
+    trace.step(|| Step::Policy(passed));
 
     // Next hop.
-    let (next, verdict) = next_hop(ingress, port, route)?;
     fit(state, head, ip, next).map_err(|reason| Refusal { reason, rule: route.rule })?;
     trace.step(|| Step::NextHop(next.port));
     rewrite::forward_to(head, ip, next.mac, snapshot.router_mac);
@@ -102,6 +106,12 @@ struct Refusal {
 impl From<DropReason> for Refusal {
     fn from(reason: DropReason) -> Self {
         Self { reason, rule: RuleId::BUILT_IN }
+    }
+}
+
+impl From<Denial> for Refusal {
+    fn from((reason, rule): Denial) -> Self {
+        Self { reason, rule }
     }
 }
 
@@ -180,6 +190,7 @@ mod tests {
     use super::*;
     use crate::checksum::ones_complement_sum;
     use crate::offload::{Gso, GsoKind, Offload};
+    use crate::policy::Passed;
     use crate::testing::*;
     use crate::trace::NoTrace;
     use crate::verdict::Answer;
@@ -219,7 +230,7 @@ mod tests {
 
     #[test]
     fn packets_leave_where_the_table_says() {
-        let snapshot = snapshot();
+        let snapshot = Snapshot::build(&welcoming(), &[KERNEL, KERNEL]);
         let eui64 = mac(DB).eui64(ip("2001:db8:1:1::")).to_string();
         let (deliver, uplink) = (Verdict::Deliver, Verdict::Uplink);
         let table = [
@@ -247,7 +258,7 @@ mod tests {
 
     #[test]
     fn two_tenants_with_equal_addresses_never_meet() {
-        let snapshot = snapshot();
+        let snapshot = Snapshot::build(&welcoming(), &[KERNEL, KERNEL]);
         let addresses = |port: &Port| match &port.kind {
             PortKind::Nic(nic) => {
                 let v4 = nic.addresses4.iter().map(|a| IpAddr::V4(*a));
@@ -360,6 +371,7 @@ mod tests {
             Step::Parsed("ipv4 udp"),
             Step::SourceOk,
             Step::Route(TenantId(0), rule),
+            Step::Policy(Passed::Open),
             Step::NextHop(ROUTING),
         ];
         assert_eq!(steps(&mut state, &frame), wanted);
@@ -369,8 +381,16 @@ mod tests {
         assert_eq!(steps(&mut state, &frame), [Step::Parsed("ipv4 udp")]);
     }
 
-    /// Reasons that other layers give: the ring reader and the delivery.
-    const OTHERS: [DropReason; 8] = [
+    /// Reasons that need rules or state, which `policy` makes happen, and that other layers give: the ring reader and the
+    /// delivery.
+    const OTHERS: [DropReason; 15] = [
+        DropReason::PolicyIngress,
+        DropReason::PolicyEgress,
+        DropReason::PolicyPeering,
+        DropReason::PolicyState,
+        DropReason::PolicyFragment,
+        DropReason::FlowsQuota,
+        DropReason::FlowsFull,
         DropReason::ChainMalformed,
         DropReason::RxNotConnected,
         DropReason::RxRingFull,
@@ -432,6 +452,7 @@ mod tests {
             (R::RouteNone, 0, LAB, udp(KERNEL, "192.0.2.1", "198.51.100.1", 8)),
             (R::RouteHairpin, 20, WEB, to("10.2.0.11")),
             (R::HostUnknown, 11, WEB, to("10.1.1.12")),
+            (R::PolicyUngrouped, 20, LAB, udp(KERNEL, "192.0.2.1", "10.1.0.11", 8)),
             (R::MtuExceeded, 20, DB, udp(mac(DB), "2001:db8:1:1::11", "2001:db8:1::11", 1453)),
         ]
     }
@@ -509,11 +530,22 @@ mod tests {
     }
 
     fn check_law(ingress: PortId, vnet: VnetHeader, frame: &[u8]) -> Result<(), TestCaseError> {
-        let snapshot = snapshot();
+        for topology in [topology(), welcoming()] {
+            check_law_of(&Snapshot::build(&topology, &[KERNEL, KERNEL]), ingress, vnet, frame)?;
+        }
+        Ok(())
+    }
+
+    fn check_law_of(
+        snapshot: &Snapshot,
+        ingress: PortId,
+        vnet: VnetHeader,
+        frame: &[u8],
+    ) -> Result<(), TestCaseError> {
         let before = Headers::of(vnet, frame);
         let mut head = before.clone();
-        let mut state = WorkerState::new(&snapshot);
-        let verdict = forward(&snapshot, &mut state, Instant::now(), ingress, &mut head, &mut NoTrace);
+        let mut state = WorkerState::new(snapshot);
+        let verdict = forward(snapshot, &mut state, Instant::now(), ingress, &mut head, &mut NoTrace);
         prop_assert!(head.len <= before.len && head.frame_len <= before.frame_len);
         prop_assert!(head.len <= head.frame_len);
         match verdict {

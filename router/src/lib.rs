@@ -7,9 +7,9 @@
 //!
 //! The steps, in the order of `forward.rs`: parse, meter, source check, own address, TTL, VRF and FIB,
 //! policy, next hop, verdict. Everything that they read is in the immutable [`Snapshot`] (built from the
-//! topology, swapped between bursts) and in the [`WorkerState`] of the one worker that asks. There is no I/O,
-//! no clock and no shared state: time is an argument, and the same call answers live packets, traces and
-//! what-if questions ([`Trace`]).
+//! topology, swapped between bursts), in the [`WorkerState`] of the one worker that asks, and for traffic that needs
+//! state in the connection table ([`flow`]) that the workers share. There is no I/O and no clock: time is an argument, and
+//! the same call answers live packets, traces and what-if questions ([`Trace`]).
 //!
 //! Frames that the router itself originates are built on the cold path, by [`reply`]: ARP and neighbour
 //! answers, router advertisements, ICMP errors, each limited a port ([`rate_limit`]). Work that a receiver's
@@ -24,6 +24,7 @@ pub mod checksum;
 pub mod drop_reason;
 mod extension;
 pub mod fib;
+pub mod flow;
 pub mod forward;
 pub mod headers;
 pub mod ids;
@@ -31,6 +32,7 @@ mod look_ahead;
 pub mod offload;
 mod own;
 mod parse;
+pub mod policy;
 pub mod rate_limit;
 pub mod reply;
 mod rewrite;
@@ -45,8 +47,10 @@ mod testing;
 pub mod trace;
 pub mod verdict;
 pub mod vnet;
+pub mod what_if;
 
 pub use drop_reason::DropReason;
+pub use flow::FlowTable;
 pub use forward::forward;
 pub use headers::{Headers, PEEK};
 pub use ids::{PortId, RuleId, TenantId};

@@ -1,6 +1,8 @@
 //! Everything that a decision reads, built once from the topology and never changed.
 
 mod build;
+mod peering;
+pub(crate) mod policy;
 mod port_ids;
 mod routes;
 
@@ -9,6 +11,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use topology::{Mac, Place};
 
+pub use self::policy::Policy;
 pub use self::port_ids::{PortIds, nic_name, uplink_name};
 pub use self::routes::{RouteInfo, RouteKind};
 use crate::fib::{Fib, PrefixTable};
@@ -23,6 +26,8 @@ pub struct Snapshot {
     pub(crate) slots: Vec<Option<Port>>,
     /// One routing table a tenant.
     pub vrfs: Vec<Vrf>,
+    /// Who may talk to whom.
+    pub policy: Policy,
     /// Place of each [`crate::RuleId`]; the first is [`crate::RuleId::BUILT_IN`].
     pub rules: Vec<Place>,
 }

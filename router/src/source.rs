@@ -337,7 +337,7 @@ mod tests {
 
     #[test]
     fn nobody_outside_sends_as_one_of_us() {
-        let snapshot = snapshot();
+        let snapshot = Snapshot::build(&welcoming(), &[]);
         let table = [
             ("192.0.2.1", "10.1.0.11", None),
             ("10.1.0.66", "10.1.0.11", Some(SourceAddress)),

@@ -1,15 +1,18 @@
-//! What one worker keeps between packets: rate limits and the link-local addresses that guests use.
+//! What one worker keeps between packets: rate limits, the link-local addresses that guests use, and its hold on the
+//! connection table.
 
 use std::net::Ipv6Addr;
+use std::sync::Arc;
 
-use crate::ids::PortId;
+use crate::flow::{FlowTable, Seat};
+use crate::ids::{PortId, TenantId};
 use crate::rate_limit::ReplyLimits;
 use crate::snapshot::Snapshot;
 
 /// Link-local addresses that are learned for one port, beside the one that follows from its MAC.
 pub const LEARNED_PER_PORT: usize = 2;
 
-/// One worker's own state; nothing here is shared.
+/// One worker's own state; only the connection table is shared.
 #[derive(Debug, Default)]
 pub struct WorkerState {
     /// How often the router may speak by itself, a port.
@@ -18,6 +21,9 @@ pub struct WorkerState {
     /// [`crate::DropReason::MtuExceeded`], for the ICMP error about it.
     pub last_mtu: u16,
     learned: Vec<Learned>,
+    flows: Arc<FlowTable>,
+    /// By tenant.
+    seats: Vec<Option<Seat>>,
 }
 
 /// What was learned on one port.
@@ -29,16 +35,35 @@ struct Learned {
 }
 
 impl WorkerState {
-    /// Fresh state for that snapshot.
+    /// Fresh state for that snapshot, with a small connection table of its own.
     #[must_use]
     pub fn new(snapshot: &Snapshot) -> Self {
-        let mut state = Self::default();
+        Self::sharing(snapshot, Arc::default())
+    }
+
+    /// Fresh state for that snapshot, with a connection table that others use too.
+    #[must_use]
+    pub fn sharing(snapshot: &Snapshot, flows: Arc<FlowTable>) -> Self {
+        let mut state = Self { flows, ..Self::default() };
         state.adopt(snapshot);
         state
     }
 
-    /// Follows a new snapshot: what was learned stays with a port as long as that has its name.
+    /// The connection table.
+    pub(crate) fn flows(&self) -> &FlowTable {
+        &self.flows
+    }
+
+    /// The tenant's seat there; none if there were too many tenants.
+    pub(crate) fn seat(&self, tenant: TenantId) -> Option<&Seat> {
+        self.seats.get(tenant.index())?.as_ref()
+    }
+
+    /// Follows a new snapshot: what was learned stays with a port as long as that has its name, connections with the tenant.
     pub fn adopt(&mut self, snapshot: &Snapshot) {
+        // Seats that are held are not given away: the new ones are taken before the old ones are left.
+        let tenants = snapshot.vrfs.iter().zip(&snapshot.policy.limits);
+        self.seats = tenants.map(|(vrf, limit)| self.flows.seats().take(&vrf.tenant, *limit)).collect();
         self.learned.resize_with(snapshot.ids_end(), Learned::default);
         for (id, learned) in (0..).map(PortId).zip(&mut self.learned) {
             let name = snapshot.port(id).map_or("", |port| &port.name);

@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use etherparse::PacketBuilder;
 use topology::{
-    Mac, Network, Nic, Place, Poll, Route, Router, Spec, Tenant, Topology, Uplink, UplinkKind, Via, Vm,
+    Group, Mac, Network, Nic, Peer, Place, Poll, Protocol, Route, Router, Rule, Service, Spec, Tenant,
+    Topology, Uplink, UplinkKind, Via, Vm,
 };
 
 use crate::checksum::{ones_complement_sum, pseudo_header6};
@@ -94,6 +95,8 @@ pub(crate) fn topology() -> Topology {
         },
         uplinks: vec![uplink(40, "lab"), uplink(41, "wan")],
         tenants: vec![acme, globex],
+        peerings: Vec::new(),
+        tests: Vec::new(),
         unenforced: Vec::new(),
     }
 }
@@ -105,8 +108,10 @@ fn tenant(name: &str) -> Tenant {
         customer: String::new(),
         uplinks: Vec::new(),
         networks: Vec::new(),
+        groups: Vec::new(),
         vms: Vec::new(),
         routes: Vec::new(),
+        flows: None,
     }
 }
 
@@ -135,6 +140,7 @@ fn nic(line: u32, network: usize, port: PortId, mtu: u16, v4: &[&str], v6: &[&st
         addresses4: v4.iter().map(|text| ip(text)).collect(),
         addresses6: v6.iter().map(|text| ip(text)).collect(),
         prefixes: Vec::new(),
+        groups: Vec::new(),
         queues: 1,
         mtu,
         owner: None,
@@ -160,6 +166,17 @@ fn route(line: u32, to: &str, via: Via) -> Route {
 
 pub(crate) fn snapshot() -> Snapshot {
     Snapshot::build(&topology(), &[KERNEL, KERNEL])
+}
+
+/// The same, but what comes in from an uplink may begin connections: acme's NICs are in a group that takes all.
+pub(crate) fn welcoming() -> Topology {
+    let mut topology = topology();
+    let acme = &mut topology.tenants[0];
+    let service = Service { protocol: Protocol::Any, ports: Vec::new() };
+    let ingress = vec![Rule { at: at(51), service, peer: Peer::Any }];
+    acme.groups = vec![Group { name: "open".into(), at: at(50), ingress, egress: None }];
+    acme.vms.iter_mut().for_each(|vm| vm.nics[0].groups = vec![0]);
+    topology
 }
 
 /// Sends one frame with fresh state.

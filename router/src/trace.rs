@@ -1,6 +1,7 @@
 //! Following one packet through the decision, at no cost when nobody follows.
 
 use crate::ids::{PortId, RuleId, TenantId};
+use crate::policy::Passed;
 
 /// One decision on the way of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +14,8 @@ pub enum Step {
     Own,
     /// Looked up in that tenant's table; the rule is the route's line.
     Route(TenantId, RuleId),
+    /// The rules or the connection table let it pass.
+    Policy(Passed),
     /// Leaves through that port.
     NextHop(PortId),
 }

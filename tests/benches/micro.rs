@@ -12,6 +12,7 @@
 use std::cell::RefCell;
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::Instant;
 
 use divan::Bencher;
@@ -19,14 +20,14 @@ use divan::counter::{BytesCount, ItemsCount};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use router::checksum::ones_complement_sum;
 use router::segment::segment;
-use router::{Headers, NoTrace, PortId, Snapshot, Verdict, VnetHeader, WorkerState};
+use router::{FlowTable, Headers, NoTrace, PortId, Snapshot, Verdict, VnetHeader, WorkerState};
 use tests::bench::Mode;
 use tests::bench::frames::{self, Content, GATEWAY, SENDER, Wanted};
 use tests::bench::lone_worker::{BURST, LoneWorker};
 use tests::bench::stream::{Stream, VNET};
 use tests::fuzz::guest::Guest;
 use tests::fuzz::packet::Spec;
-use topology::{Place, Route, Topology, Via};
+use topology::{Group, Peer, Place, Protocol, Route, Rule, Service, Topology, Via};
 
 fn main() {
     divan::main();
@@ -110,6 +111,63 @@ fn forward_ipv4_udp(bencher: Bencher<'_, '_>, routes: u32) {
 #[divan::bench(args = [2, 100_000], sample_size = 64)]
 fn forward_ipv6_tcp(bencher: Bencher<'_, '_>, routes: u32) {
     forward(bencher, Content::Tcp, true, routes);
+}
+
+/// The second VM is in a group that takes UDP from everybody: what comes to it needs state.
+fn grouped() -> Topology {
+    let mut topology = topology(2);
+    let service = Service { protocol: Protocol::Udp, ports: Vec::new() };
+    let ingress = vec![Rule { at: Place::default(), service, peer: Peer::Any }];
+    let group = Group { name: "udp".to_owned(), at: Place::default(), ingress, egress: None };
+    topology.tenants[0].groups = vec![group];
+    topology.tenants[0].vms[1].nics[0].groups = vec![0];
+    topology
+}
+
+/// As [`forward`], to a NIC with a group, from one of `flows` connections in no order. All are known before, unless
+/// `fresh`: then each is a new one, and `flows` bounds what the table holds.
+fn forward_tracked(bencher: Bencher<'_, '_>, flows: u32, fresh: bool) {
+    let snapshot = Snapshot::build(&grouped(), &[]);
+    let table = Arc::new(FlowTable::new(FlowTable::CAPACITY, [3, 5, 7, 11]));
+    let mut state = WorkerState::sharing(&snapshot, table);
+    let now = Instant::now();
+    let spec = Content::Checksum.spec(false, vec![0; 64]);
+    let bytes = spec.build(SENDER.mac, GATEWAY).bytes;
+    // The ports of both ends count the connections; sums of layer 4 are the receiver's to check.
+    let head = |flow: u32| {
+        let mut head = Headers::of(Content::Checksum.vnet(false), &bytes);
+        head.bytes[34..38].copy_from_slice(&flow.to_be_bytes());
+        head
+    };
+    if !fresh {
+        for flow in 0..flows {
+            let verdict =
+                router::forward(&snapshot, &mut state, now, PortId(0), &mut head(flow), &mut NoTrace);
+            assert!(matches!(verdict, Verdict::Deliver(PortId(1))), "{verdict:?}");
+        }
+    }
+    let next = RefCell::new(1_u32);
+    let input = || {
+        let mut next = next.borrow_mut();
+        *next = if fresh { *next + 1 } else { next.wrapping_mul(1_664_525).wrapping_add(1_013_904_223) };
+        head(if fresh { *next } else { (*next >> 8) % flows })
+    };
+    bencher
+        .counter(ItemsCount::new(1_u32))
+        .with_inputs(input)
+        .bench_local_refs(|head| router::forward(&snapshot, &mut state, now, PortId(0), head, &mut NoTrace));
+}
+
+/// With a look into the connection table; compare `forward_ipv4_udp` with 2 routes.
+#[divan::bench(args = [1, 1_000, 100_000], sample_size = 64)]
+fn forward_tracked_udp(bencher: Bencher<'_, '_>, flows: u32) {
+    forward_tracked(bencher, flows, false);
+}
+
+/// With the rules, and an entry more in the table; soon others of the tenant have to make room.
+#[divan::bench(sample_size = 64)]
+fn forward_new_connection(bencher: Bencher<'_, '_>) {
+    forward_tracked(bencher, 0, true);
 }
 
 fn lookup(bencher: Bencher<'_, '_>, v6: bool, routes: u32) {

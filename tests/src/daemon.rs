@@ -1,6 +1,7 @@
 //! The router's daemon on a run directory of its own.
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -269,8 +270,8 @@ impl Daemon {
         let control = self.run_dir().join("control.sock");
         let waited = wait_for("the daemon", START, || {
             self.process.still_runs()?;
-            // The socket's file may be there from before a kill; only an answer counts.
-            Ok((control.exists() && self.stats().is_ok()).then_some(()))
+            // The socket's file may be there from before a kill, and counters can be read without a daemon.
+            Ok((UnixStream::connect(&control).is_ok() && self.stats().is_ok()).then_some(()))
         });
         waited.with_context(|| self.process.log())
     }

@@ -5,7 +5,10 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
-use topology::{Mac, Network, Nic, Place, Poll, Router, Spec, Tenant, Topology, Uplink, UplinkKind, Vm};
+use topology::{
+    Group, Mac, Network, Nic, Peer, Place, Poll, Protocol, Router, Rule, Service, Spec, Tenant, Topology,
+    Uplink, UplinkKind, Vm,
+};
 
 /// Guest memory of every VM, bytes.
 const MEMORY: u64 = 192 << 20;
@@ -55,7 +58,14 @@ impl Default for Scenario {
             packed: false,
         };
         Self {
-            topology: Topology { router, uplinks: Vec::new(), tenants: Vec::new(), unenforced: Vec::new() },
+            topology: Topology {
+                router,
+                uplinks: Vec::new(),
+                tenants: Vec::new(),
+                peerings: Vec::new(),
+                tests: Vec::new(),
+                unenforced: Vec::new(),
+            },
         }
     }
 }
@@ -110,8 +120,10 @@ impl Scenario {
             customer: name.to_owned(),
             uplinks: uplinks.to_vec(),
             networks: vec![network],
+            groups: Vec::new(),
             vms: Vec::new(),
             routes: Vec::new(),
+            flows: None,
         });
         Ok(self.topology.tenants.len() - 1)
     }
@@ -135,6 +147,7 @@ impl Scenario {
             addresses4,
             addresses6,
             prefixes: Vec::new(),
+            groups: Vec::new(),
             queues: shape.queues,
             mtu: shape.mtu,
             owner: None,
@@ -150,6 +163,22 @@ impl Scenario {
         };
         owner.vms.push(Vm { name: name.to_owned(), at: Place::default(), spec, nics: vec![nic] });
         Ok(VmIndex { tenant, vm })
+    }
+
+    /// Lets whoever can reach a VM begin connections to it, also from an uplink: it is in a group that takes everything.
+    ///
+    /// # Errors
+    /// When the VM does not exist.
+    pub fn welcome(&mut self, index: VmIndex) -> Result<()> {
+        let owner = self.topology.tenants.get_mut(index.tenant).context("no such tenant")?;
+        if owner.groups.is_empty() {
+            let service = Service { protocol: Protocol::Any, ports: Vec::new() };
+            let ingress = vec![Rule { at: Place::default(), service, peer: Peer::Any }];
+            owner.groups.push(Group { name: "open".to_owned(), at: Place::default(), ingress, egress: None });
+        }
+        let vm = owner.vms.get_mut(index.vm).context("no such vm")?;
+        vm.nics.iter_mut().for_each(|nic| nic.groups = vec![0]);
+        Ok(())
     }
 
     /// The VM at `index`.
@@ -231,6 +260,9 @@ impl Scenario {
                     network.name
                 )?;
             }
+            for group in &tenant.groups {
+                file.push_str(&group_table(tenant, group)?);
+            }
             for vm in &tenant.vms {
                 writeln!(file, "[tenant.{name}.vm.{}]", vm.name)?;
                 for nic in &vm.nics {
@@ -251,11 +283,26 @@ fn nic_table(tenant: &Tenant, vm: &Vm, nic: &Nic) -> Result<String> {
     if !nic.prefixes.is_empty() {
         writeln!(table, "prefixes = {}", list(&nic.prefixes))?;
     }
+    if !nic.groups.is_empty() {
+        let groups = nic.groups.iter().filter_map(|group| tenant.groups.get(*group)).map(|group| &group.name);
+        writeln!(table, "groups = {}", list(groups))?;
+    }
     writeln!(table, "queues = {}\nmtu = {}", nic.queues, nic.mtu)?;
     if let Some(path) = &nic.connect {
         writeln!(table, "connect = {path:?}")?;
     }
     Ok(table)
+}
+
+fn group_table(tenant: &Tenant, group: &Group) -> Result<String> {
+    let everything = |rule: &Rule| {
+        (rule.service.protocol, rule.service.ports.is_empty(), rule.peer) == (Protocol::Any, true, Peer::Any)
+    };
+    if group.egress.is_some() || !group.ingress.iter().all(everything) {
+        bail!("only groups that take everything can be written");
+    }
+    let rules = vec!["{ proto = \"any\", from = \"any\" }"; group.ingress.len()];
+    Ok(format!("[tenant.{}.group.{}]\ningress = [{}]\n", tenant.name, group.name, rules.join(", ")))
 }
 
 /// A TOML array of strings.
@@ -278,6 +325,7 @@ mod tests {
         let tap = scenario.tap("vmr0", &["10.255.0.1/24"]).unwrap();
         let acme = scenario.tenant("acme", &["10.0.0.0/24", "fd00:1::/64"], &[tap]).unwrap();
         let a = scenario.vm(acme, "a", VmShape { queues: 2, mtu: 9000 }).unwrap();
+        scenario.welcome(a).unwrap();
         let wanted = r#"version = 1
 [router]
 name = "test"
@@ -292,11 +340,14 @@ uplinks = ["vmr0"]
 [tenant.acme.network.lan]
 subnets = ["10.0.0.0/24", "fd00:1::/64"]
 gateway = ["10.0.0.1", "fd00:1::1"]
+[tenant.acme.group.open]
+ingress = [{ proto = "any", from = "any" }]
 [tenant.acme.vm.a]
 [[tenant.acme.vm.a.nic]]
 network = "lan"
 mac = "52:54:00:00:00:02"
 addresses = ["10.0.0.2", "fd00:1::5054:ff:fe00:2"]
+groups = ["open"]
 queues = 2
 mtu = 9000
 "#;

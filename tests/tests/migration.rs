@@ -37,6 +37,8 @@ impl Field {
         let tap = Wan::uplink(&mut scenario)?;
         let tenant = scenario.tenant("acme", &["10.0.0.0/24"], &[tap])?;
         let vms = [scenario.vm(tenant, "a", shape)?, scenario.vm(tenant, "b", VmShape::default())?];
+        // It is pinged from behind the uplink.
+        scenario.welcome(vms[0])?;
         let [ip_a, ip_b] = [scenario.ip4(vms[0])?.to_string(), scenario.ip4(vms[1])?.to_string()];
         let daemon = Daemon::start(&scenario, Some(&wan.router))?;
         let [a, b] = Guest::boot_all(&scenario, vms, &daemon.run_dir(), &GuestOptions::default())?;

@@ -28,6 +28,8 @@ fn pair() -> Result<Pair> {
     let tenant = scenario.tenant("acme", &["10.0.0.0/24", "fd00:1::/64"], &[uplink])?;
     let a = scenario.vm(tenant, "a", VmShape::default())?;
     let b = scenario.vm(tenant, "b", VmShape { queues: 1, mtu: SMALL_MTU })?;
+    // The namespace begins a connection to it.
+    scenario.welcome(b)?;
     let vms = [a, b];
     let daemon = Daemon::start(&scenario, Some(&wan.router))?;
     let [a, b] = Guest::boot_all(&scenario, vms, &daemon.run_dir(), &GuestOptions::default())?;

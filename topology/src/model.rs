@@ -10,6 +10,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::mac::Mac;
 use crate::place::Place;
+use crate::policy::{Group, Peering, Test};
 
 /// A whole checked file.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,6 +21,10 @@ pub struct Topology {
     pub uplinks: Vec<Uplink>,
     /// `[tenant.*]`, in the order of the file.
     pub tenants: Vec<Tenant>,
+    /// `[peering.*]`, in the order of the file.
+    pub peerings: Vec<Peering>,
+    /// `[[test]]`, in the order of the file.
+    pub tests: Vec<Test>,
     /// What the file asks for that this version does not enforce yet, with its place (DESIGN: `--allow-unenforced`).
     pub unenforced: Vec<Unenforced>,
 }
@@ -124,10 +129,14 @@ pub struct Tenant {
     pub uplinks: Vec<usize>,
     /// `[tenant.X.network.*]`.
     pub networks: Vec<Network>,
+    /// `[tenant.X.group.*]`.
+    pub groups: Vec<Group>,
     /// `[tenant.X.vm.*]`.
     pub vms: Vec<Vm>,
     /// `[[tenant.X.route]]` plus the default routes that follow from `uplinks`.
     pub routes: Vec<Route>,
+    /// `quota.flows`: most connections that are tracked for it; none: the router's own limit.
+    pub flows: Option<u32>,
 }
 
 /// `[tenant.X.network.NAME]`: one routed subnet per family; nothing of layer 2 crosses.
@@ -192,6 +201,8 @@ pub struct Nic {
     pub addresses6: Vec<Ipv6Addr>,
     /// More sources that this NIC may use because the VM routes them.
     pub prefixes: Vec<IpNet>,
+    /// Indices into [`Tenant::groups`].
+    pub groups: Vec<usize>,
     /// Queue pairs.
     pub queues: u16,
     /// Largest layer-3 packet, bytes, 68..=65521 (1280 at least with IPv6).

@@ -5,6 +5,7 @@
 //! and columns of the file are no difference.
 
 mod compare;
+mod policy;
 
 use std::fmt;
 
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{Network, Nic, Router, Spec, Tenant, Topology, Uplink, UplinkKind, Via, Vm};
 use compare::{Fields, list, optional, pair};
+use policy::groups_of;
 
 /// All differences, in the order of the files: what is there now, then what is new.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +82,7 @@ impl Plan {
         for (mine, other) in pair(&old.tenants, &new.tenants, |tenant| tenant.name.clone()) {
             plan.tenant((old, mine), (new, other));
         }
+        plan.peerings(old, new);
         plan
     }
 
@@ -164,9 +167,12 @@ impl Plan {
                 list(tenant.uplinks.iter().filter_map(|at| Some(&topology.uplinks.get(*at)?.name)))
             };
             fields.compare(Effect::InPlace, "uplinks", &uplinks((old.0, was)), &uplinks((new.0, is)));
+            let flows = |tenant: &Tenant| optional(tenant.flows);
+            fields.compare(Effect::InPlace, "quota.flows", &flows(was), &flows(is));
             self.both(what(), fields);
         }
         self.networks(name, old.1, new.1);
+        self.groups(name, old.1, new.1);
         for (was, is) in pair(vms(old.1), vms(new.1), |vm| vm.name.clone()) {
             self.vm(old.1, new.1, was, is);
         }
@@ -207,6 +213,8 @@ impl Plan {
             };
             let (from, to) = (network(old, mine), network(new, other));
             fields.shown(Effect::InPlace, "network", &from, &to, |name| optional(name.as_ref()));
+            let (from, to) = (groups_of(old, mine), groups_of(new, other));
+            fields.compare(Effect::InPlace, "groups", &from, &to);
             self.both(what(), fields);
         }
     }

@@ -12,6 +12,7 @@ mod uplinks;
 mod view;
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,7 +20,7 @@ use std::time::Instant;
 use anyhow::Context;
 use crossbeam::channel::Sender;
 use router::snapshot::{PortIds, PortKind};
-use router::{PortId, Snapshot};
+use router::{FlowTable, PortId, Snapshot};
 use topology::{Mac, Topology, UplinkKind};
 
 pub use self::apply::{Applier, Origin};
@@ -92,13 +93,14 @@ impl Daemon {
             macs.get_mut(uplink.index).into_iter().for_each(|mac| *mac = tap.mac);
         }
         let snapshot = Arc::new(Snapshot::build_with(&topology, &macs, &ids));
+        let flows = Arc::new(FlowTable::new(FlowTable::CAPACITY, secret()));
         let store = Store::open(run_dir, counters.boot());
         let store = store.inspect_err(|error| tracing::warn!(%error, "vring state cannot be kept")).ok();
         let (ports, gathering) = ports(&topology, &ids, &snapshot, store.as_ref());
         let (run_dir, health) = (run_dir.to_owned(), Arc::new(Health::new(count)));
         let (links, orders) = Links::new().context("cannot create an eventfd")?;
         let topology = Arc::new(topology);
-        let view = View { topology, snapshot, ids, macs, ports, counters, run_dir, health, links };
+        let view = View { topology, snapshot, ids, macs, ports, counters, flows, run_dir, health, links };
 
         let events = keeper::channel();
         let (workers, threads) = start_workers(&view, &events.0, &gathering)?;
@@ -237,6 +239,11 @@ fn start_workers(
     Ok((workers.into(), threads))
 }
 
+/// Words that nobody can guess: what the standard library's maps are keyed with.
+fn secret() -> [u64; 4] {
+    [0, 1, 2, 3].map(|word| RandomState::new().hash_one(word))
+}
+
 fn start_worker(
     view: &View,
     index: usize,
@@ -250,6 +257,7 @@ fn start_worker(
         snapshot: Arc::clone(&view.snapshot),
         ports: view.ports.clone(),
         counters: view.counters.clone(),
+        flows: Arc::clone(&view.flows),
         uplink_events,
         gathering,
         health: Arc::clone(&view.health),

@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use router::{
-    Answer, DropReason, Headers, NoTrace, OffloadCaps, PortId, RuleId, Snapshot, Verdict, VnetHeader,
-    WorkerState, reply,
+    Answer, DropReason, FlowTable, Headers, NoTrace, OffloadCaps, PortId, RuleId, Snapshot, Verdict,
+    VnetHeader, WorkerState, reply,
 };
 
 use crate::counters::{Counter, Counters};
@@ -104,12 +104,18 @@ impl Sum {
 }
 
 impl Datapath {
-    /// For worker `worker` of the daemon that has these ports and counters.
+    /// For worker `worker` of the daemon that has these ports, counters and connections.
     #[must_use]
-    pub fn new(worker: usize, snapshot: Arc<Snapshot>, ports: PortTable, counters: Counters) -> Self {
+    pub fn new(
+        worker: usize,
+        snapshot: Arc<Snapshot>,
+        ports: PortTable,
+        counters: Counters,
+        flows: Arc<FlowTable>,
+    ) -> Self {
         Self {
             worker,
-            state: WorkerState::new(&snapshot),
+            state: WorkerState::sharing(&snapshot, flows),
             taps: std::iter::repeat_with(|| None).take(snapshot.ids_end()).collect(),
             groups: Groups::new(snapshot.ids_end()),
             snapshot,

@@ -34,6 +34,7 @@ pub mod ring_state;
 pub mod sandbox;
 mod seats;
 pub mod sys;
+mod tested;
 pub mod uplink;
 pub mod vhost_user;
 pub mod vring;

@@ -23,7 +23,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
-use router::{PortId, Snapshot};
+use router::{FlowTable, PortId, Snapshot};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use topology::Poll;
@@ -154,6 +154,8 @@ pub struct WorkerSetup {
     pub counters: Counters,
     /// Where it reports an uplink that is gone.
     pub uplink_events: Sender<UplinkEvent>,
+    /// Connections of all workers.
+    pub flows: Arc<FlowTable>,
     /// Whom it waits for before the first frame.
     pub gathering: Gathering,
     /// Where it shows that it gets on.
@@ -206,9 +208,19 @@ fn prepare(setup: WorkerSetup) -> io::Result<(WorkerHandle, Worker)> {
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     epoll::add(&epoll, &*wake, EventData::new_u64(WAKE), EventFlags::IN)?;
     let handle = WorkerHandle { commands: sender, wake: Arc::clone(&wake) };
-    let WorkerSetup { index, cpu: _, poll, snapshot, ports, counters, uplink_events, gathering, health } =
-        setup;
-    let datapath = Datapath::new(index, snapshot, ports.clone(), counters.clone());
+    let WorkerSetup {
+        index,
+        cpu: _,
+        poll,
+        snapshot,
+        ports,
+        counters,
+        flows,
+        uplink_events,
+        gathering,
+        health,
+    } = setup;
+    let datapath = Datapath::new(index, snapshot, ports.clone(), counters.clone(), flows);
     let next_advert = Instant::now() + ADVERTISE_EVERY;
     let (sources, turns) = (Sources::default(), Turns::default());
     let worker = Worker {

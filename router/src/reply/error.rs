@@ -66,6 +66,14 @@ impl Cause {
             | DropReason::DestinationMartian
             | DropReason::DestinationMulticast
             | DropReason::RouteHairpin
+            | DropReason::PolicyIngress
+            | DropReason::PolicyEgress
+            | DropReason::PolicyUngrouped
+            | DropReason::PolicyPeering
+            | DropReason::PolicyState
+            | DropReason::PolicyFragment
+            | DropReason::FlowsQuota
+            | DropReason::FlowsFull
             | DropReason::RxRingFull
             | DropReason::RxBufferSmall
             | DropReason::RxBadBuffer

@@ -69,6 +69,7 @@ fn snapshot() -> Snapshot {
             Vrf { tenant: "acme".into(), networks: vec![front, back], fib: Fib::default() },
             Vrf { tenant: "other".into(), networks: vec![other], fib: Fib::default() },
         ],
+        policy: Default::default(),
         rules: vec![Place::default()],
     }
 }

@@ -5,7 +5,10 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnet::IpNet;
 use topology::{Mac, Nic, Place, Tenant, Topology, Via};
 
-use super::{Network, NicPort, Port, PortIds, PortKind, Snapshot, UplinkPort, Vrf, nic_name, uplink_name};
+use super::{
+    Network, NicPort, Policy, Port, PortIds, PortKind, Snapshot, UplinkPort, Vrf, nic_name, peering,
+    uplink_name,
+};
 use crate::fib::{Fib, Hop, NextHop, PrefixTable, Route};
 use crate::ids::{PortId, RuleId, TenantId};
 
@@ -35,7 +38,10 @@ impl Snapshot {
         for index in 0..topology.uplinks.len() {
             builder.add_uplink(index);
         }
-        Self { router_mac: topology.router.mac, slots: builder.slots, vrfs, rules: builder.rules }
+        let Builder { slots, mut rules, .. } = builder;
+        peering::add_routes(topology, &slots, &mut vrfs, &mut rules);
+        let policy = Policy::build(topology, &slots, &mut rules);
+        Self { router_mac: topology.router.mac, slots, vrfs, policy, rules }
     }
 }
 

@@ -76,7 +76,7 @@ impl LoneWorker {
         let ring = TxRing::new(&mut setup)?;
         let queue = TxQueue { port: port(0)?.id, pair: 0, memory: setup.memory, ring, enabled: true };
         let counters = Counters::new(1, snapshot.ids_end());
-        let datapath = Datapath::new(0, snapshot, ports, counters.clone());
+        let datapath = Datapath::new(0, snapshot, ports, counters.clone(), Arc::default());
         let guests = [sender, receiver];
         let mut worker = Self { datapath, counters, queue, guests, rx, tx, now: Instant::now() };
         worker.rx.offer(&worker.guests[1]);

@@ -128,6 +128,6 @@ fn view() -> Result<View> {
     let (run_dir, health) = (PathBuf::from("run"), Arc::new(Health::new(1)));
     let (links, _) = Links::new()?;
     let (ids, macs) = (PortIds::fresh(&topology), vec![topology::Mac::default(); topology.uplinks.len()]);
-    let topology = Arc::new(topology);
-    Ok(View { topology, snapshot, ids, macs, ports, counters, run_dir, health, links })
+    let (topology, flows) = (Arc::new(topology), Arc::default());
+    Ok(View { topology, snapshot, ids, macs, ports, counters, flows, run_dir, health, links })
 }

@@ -189,7 +189,7 @@ impl World {
             guests.push(Peer::new(port, FEATURES | offloads)?);
         }
         let counters = Counters::new(1, snapshot.ids_end());
-        let datapath = Datapath::new(0, Arc::clone(&snapshot), ports, counters.clone());
+        let datapath = Datapath::new(0, Arc::clone(&snapshot), ports, counters.clone(), Arc::default());
         Ok(Self { snapshot, guests, datapath, counters })
     }
 

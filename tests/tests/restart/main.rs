@@ -178,7 +178,10 @@ impl Bench {
         let tenant = scenario.tenant("acme", &["10.0.0.0/24"], &[uplink])?;
         let mut vms = Vec::new();
         for name in ["a", "b", "c"] {
-            vms.push(scenario.vm(tenant, name, VmShape::default())?);
+            let vm = scenario.vm(tenant, name, VmShape::default())?;
+            // The host behind the uplink sends first.
+            scenario.welcome(vm)?;
+            vms.push(vm);
         }
         let daemon = Daemon::start(&scenario, Some(&wan.router))?;
         let far = Wan::FAR4.parse()?;

@@ -25,7 +25,8 @@ fn mirror(entry: &Entry<RawMirror>, tenant: &RawTenant, ctx: &mut Context<'_>) {
         }
         for text in sources.iter() {
             let source = text.split_once(':').filter(|(kind, _)| *kind != "group");
-            if !source.is_some_and(|(kind, name)| rules::member(kind, name, text.span(), tenant, ctx)) {
+            let named = source.map(|(kind, name)| rules::member(kind, name, text.span(), tenant, ctx));
+            if named.flatten().is_none() {
                 let help = "write \"vm:NAME\" or \"network:NAME\"";
                 ctx.problem(text.span(), format!("{:?} names no source", text.as_str()), help);
             }

@@ -41,14 +41,14 @@ pub(crate) fn validate(raw: &RawFile, ctx: &mut Context<'_>) -> Topology {
     let tenants = tenants::validate(raw, &router, &uplinks, ctx);
     sockets::validate(raw_router, &tenants, ctx);
     sockets::shared(raw, ctx);
-    peerings::validate(raw, &tenants, ctx);
-    expectations::validate(raw, ctx);
+    let peerings = peerings::validate(raw, &tenants, ctx);
+    let tests = expectations::validate(raw, ctx);
     if let Some(raw) = &raw.fabric {
         fabric::validate(raw, ctx);
     }
     let mut unenforced = std::mem::take(&mut ctx.unenforced);
     unenforced.sort_by_key(|entry| entry.at);
-    Topology { router, uplinks, tenants, unenforced }
+    Topology { router, uplinks, tenants, peerings, tests, unenforced }
 }
 
 fn version(raw: &RawFile, ctx: &mut Context<'_>) {

@@ -50,9 +50,7 @@ pub(crate) fn nic(
         ctx.unit(rate, "a rate", units::rate);
         ctx.unenforced(format!("{path}.rate"), &rate.span());
     }
-    for group in &raw.groups {
-        ctx.find(group, "group", &scope.raw.group);
-    }
+    let groups = raw.groups.iter().filter_map(|group| ctx.find(group, "group", &scope.raw.group)).collect();
     let mac = nic_mac(vm, index, raw, &label, scope, ctx);
     let prefixes = prefixes(raw, scope, ctx);
     let queues = raw.queues.as_ref().and_then(|queues| ctx.number(queues, "queues", 1..=16));
@@ -69,6 +67,7 @@ pub(crate) fn nic(
         addresses4: Vec::new(),
         addresses6: Vec::new(),
         prefixes,
+        groups,
         queues: queues.unwrap_or(1),
         mtu,
         owner: raw.owner.as_ref().map(|owner| **owner),

@@ -4,47 +4,69 @@ use ipnet::IpNet;
 
 use crate::at::{At, Entry};
 use crate::model::{Network, Tenant};
+use crate::policy::{Crossing, Peering, Side};
 use crate::raw::{RawFile, RawPeering};
 use crate::validate::context::Context;
 use crate::validate::{names, networks, rules};
 
-/// A network of a tenant, by index.
-type Side = (usize, usize);
-
 /// All peerings; `tenants` are in the order of the file's.
-pub(crate) fn validate(raw: &RawFile, tenants: &[Tenant], ctx: &mut Context<'_>) {
+pub(crate) fn validate(raw: &RawFile, tenants: &[Tenant], ctx: &mut Context<'_>) -> Vec<Peering> {
     names::names(&raw.peering, "a peering", ctx);
-    for entry in raw.peering.iter() {
-        ctx.unenforced(format!("peering.{}", entry.name.as_str()), &entry.name.span());
-        peering(entry, raw, tenants, ctx);
-    }
+    raw.peering.iter().filter_map(|entry| peering(entry, raw, tenants, ctx)).collect()
 }
 
-fn peering(entry: &Entry<RawPeering>, raw: &RawFile, tenants: &[Tenant], ctx: &mut Context<'_>) {
+fn peering(
+    entry: &Entry<RawPeering>,
+    raw: &RawFile,
+    tenants: &[Tenant],
+    ctx: &mut Context<'_>,
+) -> Option<Peering> {
     let at = entry.name.span();
-    let between = ctx.required(&entry.value, at, "between", entry.value.between.as_ref());
-    if let Some(between) = between {
-        let sides: Vec<Option<Side>> = between.iter().map(|text| side(text, raw, ctx)).collect();
-        match sides.as_slice() {
-            [Some(left), Some(right)] => pair(*left, *right, between, tenants, ctx),
-            [_, _] => {}
-            _ => ctx.problem(
-                between.span(),
-                "a peering is between two networks",
-                "write between = [\"TENANT/NETWORK\", \"TENANT/NETWORK\"]",
-            ),
-        }
-    }
+    let between = ctx.required(&entry.value, at.clone(), "between", entry.value.between.as_ref());
+    let sides = between.and_then(|between| sides(between, raw, tenants, ctx));
+    let mut allow = Vec::new();
     for rule in &entry.value.allow {
-        rules::traffic(rule, ctx);
+        let service = rules::service(rule, ctx);
         rules::unwanted(rule.to.as_ref(), "to", "from", ctx);
         let Some(from) = ctx.required(rule, rule.span(), "from", rule.from.as_ref()) else { continue };
-        if between.is_some_and(|between| !between.iter().any(|side| side.as_str() == from.as_str())) {
+        let Some(between) = between else { continue };
+        let Some(index) = between.iter().position(|side| side.as_str() == from.as_str()) else {
             ctx.problem(
                 from.span(),
                 format!("{:?} is no side of this peering", from.as_str()),
                 "write one of the two that `between` names",
             );
+            continue;
+        };
+        let from = sides.as_ref().and_then(|sides| sides.get(index));
+        if let (Some(service), Some(&from)) = (service, from) {
+            allow.push(Crossing { at: ctx.place(&rule.span()), service, from });
+        }
+    }
+    Some(Peering { name: entry.name.to_string(), at: ctx.place(&at), between: sides?, allow })
+}
+
+/// Both sides, which fit together.
+fn sides(
+    between: &At<Vec<At<String>>>,
+    raw: &RawFile,
+    tenants: &[Tenant],
+    ctx: &mut Context<'_>,
+) -> Option<[Side; 2]> {
+    let sides: Vec<Option<Side>> = between.iter().map(|text| side(text, raw, ctx)).collect();
+    match sides.as_slice() {
+        [Some(left), Some(right)] => {
+            pair(*left, *right, between, tenants, ctx);
+            Some([*left, *right])
+        }
+        [_, _] => None,
+        _ => {
+            ctx.problem(
+                between.span(),
+                "a peering is between two networks",
+                "write between = [\"TENANT/NETWORK\", \"TENANT/NETWORK\"]",
+            );
+            None
         }
     }
 }
@@ -57,17 +79,18 @@ fn side(text: &At<String>, raw: &RawFile, ctx: &mut Context<'_>) -> Option<Side>
     };
     let index = ctx.find_at(tenant, text.span(), "tenant", &raw.tenant)?;
     let entry = raw.tenant.get(index)?;
-    Some((index, ctx.find_at(network, text.span(), "network", &entry.value.network)?))
+    let network = ctx.find_at(network, text.span(), "network", &entry.value.network)?;
+    Some(Side { tenant: index, network })
 }
 
 /// Both sides must see the other's addresses as their own world has them: nothing may overlap.
 fn pair(left: Side, right: Side, at: &At<Vec<At<String>>>, tenants: &[Tenant], ctx: &mut Context<'_>) {
-    if left.0 == right.0 {
+    if left.tenant == right.tenant {
         let help = "networks of one tenant reach each other without a peering";
         ctx.problem(at.span(), "both sides are of one tenant", help);
         return;
     }
-    let clash = clash(left, right.0, tenants).or_else(|| clash(right, left.0, tenants));
+    let clash = clash(left, right.tenant, tenants).or_else(|| clash(right, left.tenant, tenants));
     if let Some((net, other, network)) = clash {
         let message = format!("{net} overlaps {other} of {network}");
         ctx.problem(at.span(), message, "peered tenants need different subnets");
@@ -76,7 +99,7 @@ fn pair(left: Side, right: Side, at: &At<Vec<At<String>>>, tenants: &[Tenant], c
 
 /// A subnet of `side` that overlaps one of the tenant `other`, and which network that is of.
 fn clash(side: Side, other: usize, tenants: &[Tenant]) -> Option<(IpNet, IpNet, String)> {
-    let network: &Network = tenants.get(side.0)?.networks.get(side.1)?;
+    let network: &Network = tenants.get(side.tenant)?.networks.get(side.network)?;
     let tenant = tenants.get(other)?;
     tenant.networks.iter().find_map(|theirs| {
         let net = networks::nets(network).find_map(|net| {

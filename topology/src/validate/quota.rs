@@ -1,4 +1,4 @@
-//! `[tenant.X] quota`: what the file itself can be held against, and what only a running router could.
+//! `[tenant.X] quota`: what the file itself can be held against, and what only a running router can.
 
 use crate::at::At;
 use crate::model::Tenant;
@@ -6,9 +6,9 @@ use crate::raw::{RawQuota, RawTenant};
 use crate::units;
 use crate::validate::context::Context;
 
-/// `path` is the tenant's, `tenant.acme`.
-pub(crate) fn validate(path: &str, raw: &RawTenant, tenant: &Tenant, ctx: &mut Context<'_>) {
-    let Some(quota) = &raw.quota else { return };
+/// `path` is the tenant's, `tenant.acme`; gives the connections that may be tracked for it.
+pub(crate) fn validate(path: &str, raw: &RawTenant, tenant: &Tenant, ctx: &mut Context<'_>) -> Option<u32> {
+    let quota = raw.quota.as_ref()?;
     counts(quota, tenant, ctx);
     sizes(quota, raw, tenant, ctx);
     rates(quota, ctx);
@@ -18,8 +18,8 @@ pub(crate) fn validate(path: &str, raw: &RawTenant, tenant: &Tenant, ctx: &mut C
     ctx.unenforced_key(&path, "cpu_share", quota.cpu_share.as_ref());
     ctx.unenforced_key(&path, "rate", quota.rate.as_ref());
     ctx.unenforced_key(&path, "pps", quota.pps.as_ref());
-    ctx.unenforced_key(&path, "flows", quota.flows.as_ref());
     ctx.unenforced_key(&path, "flip_memory", quota.flip_memory.as_ref());
+    quota.flows.as_ref().and_then(|flows| ctx.number(flows, "flows", 1..=u32::MAX))
 }
 
 fn counts(quota: &RawQuota, tenant: &Tenant, ctx: &mut Context<'_>) {
@@ -70,9 +70,7 @@ fn rates(quota: &RawQuota, ctx: &mut Context<'_>) {
     if let Some(rate) = &quota.rate {
         ctx.unit(rate, "a rate", units::rate);
     }
-    for (value, key) in
-        [(&quota.iops, "iops"), (&quota.cpu_share, "cpu_share"), (&quota.pps, "pps"), (&quota.flows, "flows")]
-    {
+    for (value, key) in [(&quota.iops, "iops"), (&quota.cpu_share, "cpu_share"), (&quota.pps, "pps")] {
         if let Some(value) = value {
             ctx.number::<u32>(value, key, 1..=u32::MAX);
         }

@@ -1,37 +1,57 @@
 //! Allowed traffic: the rules of groups and peerings.
 
-use crate::at::{At, Named, Span};
+use crate::at::{At, Entry, Span};
+use crate::policy::{Group, Peer, Protocol, Rule, Service};
 use crate::raw::{RawGroup, RawProto, RawRule, RawTenant};
 use crate::units;
 use crate::validate::context::Context;
 use crate::validate::{names, subnets};
 
-/// `[tenant.X.group.*]`.
-pub(crate) fn groups(tenant: &str, raw: &RawTenant, ctx: &mut Context<'_>) {
+/// `[tenant.X.group.*]`, in the order and number of the file's.
+pub(crate) fn groups(raw: &RawTenant, ctx: &mut Context<'_>) -> Vec<Group> {
     names::names(&raw.group, "a group", ctx);
-    for entry in raw.group.iter() {
-        ctx.unenforced(format!("{tenant}.group.{}", entry.name.as_str()), &entry.name.span());
-        group(&entry.value, raw, ctx);
-    }
+    raw.group.iter().map(|entry| group(entry, raw, ctx)).collect()
 }
 
-fn group(group: &RawGroup, tenant: &RawTenant, ctx: &mut Context<'_>) {
-    for rule in &group.ingress {
-        traffic(rule, ctx);
+fn group(entry: &Entry<RawGroup>, tenant: &RawTenant, ctx: &mut Context<'_>) -> Group {
+    let ingress = entry.value.ingress.iter().filter_map(|rule| {
         unwanted(rule.to.as_ref(), "to", "from", ctx);
-        peer(rule, "from", rule.from.as_ref(), tenant, ctx);
-    }
-    for rule in group.egress.iter().flatten() {
-        traffic(rule, ctx);
-        unwanted(rule.from.as_ref(), "from", "to", ctx);
-        peer(rule, "to", rule.to.as_ref(), tenant, ctx);
-    }
+        self::rule(rule, "from", rule.from.as_ref(), tenant, ctx)
+    });
+    let ingress = ingress.collect();
+    let egress = entry.value.egress.as_ref().map(|rules| {
+        let rules = rules.iter().filter_map(|rule| {
+            unwanted(rule.from.as_ref(), "from", "to", ctx);
+            self::rule(rule, "to", rule.to.as_ref(), tenant, ctx)
+        });
+        rules.collect()
+    });
+    Group { name: entry.name.to_string(), at: ctx.place(&entry.name.span()), ingress, egress }
+}
+
+/// One rule, whose other side stands under `key`.
+fn rule(
+    rule: &At<RawRule>,
+    key: &str,
+    value: Option<&At<String>>,
+    tenant: &RawTenant,
+    ctx: &mut Context<'_>,
+) -> Option<Rule> {
+    let service = service(rule, ctx);
+    let peer = peer(rule, key, value, tenant, ctx);
+    Some(Rule { at: ctx.place(&rule.span()), service: service?, peer: peer? })
 }
 
 /// Protocol and ports.
-pub(crate) fn traffic(rule: &At<RawRule>, ctx: &mut Context<'_>) {
+pub(crate) fn service(rule: &At<RawRule>, ctx: &mut Context<'_>) -> Option<Service> {
     let proto = ctx.required(rule, rule.span(), "proto", rule.proto.as_ref());
-    let Some(ports) = &rule.ports else { return };
+    let protocol = proto.map(|proto| match **proto {
+        RawProto::Tcp => Protocol::Tcp,
+        RawProto::Udp => Protocol::Udp,
+        RawProto::Icmp => Protocol::Icmp,
+        RawProto::Any => Protocol::Any,
+    });
+    let Some(texts) = &rule.ports else { return Some(Service { protocol: protocol?, ports: Vec::new() }) };
     if let Some(proto) = proto.filter(|proto| matches!(***proto, RawProto::Icmp | RawProto::Any)) {
         ctx.problem(
             proto.span(),
@@ -39,12 +59,11 @@ pub(crate) fn traffic(rule: &At<RawRule>, ctx: &mut Context<'_>) {
             "leave `ports` out, or write proto = \"tcp\" or \"udp\"",
         );
     }
-    if ports.is_empty() {
-        ctx.problem(ports.span(), "an empty list of ports allows nothing", "leave it out for all ports");
+    if texts.is_empty() {
+        ctx.problem(texts.span(), "an empty list of ports allows nothing", "leave it out for all ports");
     }
-    for text in ports.iter() {
-        ctx.unit(text, "a port or range", units::ports);
-    }
+    let ports = texts.iter().filter_map(|text| ctx.unit(text, "a port or range", units::ports)).collect();
+    Some(Service { protocol: protocol?, ports })
 }
 
 /// Reports a key of the other direction.
@@ -61,33 +80,36 @@ fn peer(
     value: Option<&At<String>>,
     tenant: &RawTenant,
     ctx: &mut Context<'_>,
-) {
-    let Some(text) = ctx.required(rule, rule.span(), key, value) else { return };
+) -> Option<Peer> {
+    let text = ctx.required(rule, rule.span(), key, value)?;
     if text.as_str() == "any" {
-        return;
+        return Some(Peer::Any);
     }
     let Some((kind, name)) = text.split_once(':').filter(|(kind, _)| !kind.is_empty() && !is_hex(kind))
     else {
-        subnets::subnet_or_host(text, ctx);
-        return;
+        return subnets::subnet_or_host(text, ctx).map(Peer::Subnet);
     };
-    if !member(kind, name, text.span(), tenant, ctx) {
+    let named = member(kind, name, text.span(), tenant, ctx);
+    if named.is_none() {
         let help = "write \"any\", \"group:NAME\", \"network:NAME\", \"vm:NAME\" or a subnet";
         ctx.problem(text.span(), format!("{:?} names no peer", text.as_str()), help);
     }
+    named?
 }
 
-/// Looks a `kind:name` up; `false` if there is no such kind.
-pub(crate) fn member(kind: &str, name: &str, span: Span, tenant: &RawTenant, ctx: &mut Context<'_>) -> bool {
-    fn look<T>(name: &str, span: Span, kind: &str, table: &Named<T>, ctx: &mut Context<'_>) -> bool {
-        ctx.find_at(name, span, kind, table);
-        true
-    }
+/// Looks a `kind:name` up; `None` if there is no such kind, and within, if there is no such name.
+pub(crate) fn member(
+    kind: &str,
+    name: &str,
+    span: Span,
+    tenant: &RawTenant,
+    ctx: &mut Context<'_>,
+) -> Option<Option<Peer>> {
     match kind {
-        "group" => look(name, span, kind, &tenant.group, ctx),
-        "network" => look(name, span, kind, &tenant.network, ctx),
-        "vm" => look(name, span, "VM", &tenant.vm, ctx),
-        _ => false,
+        "group" => Some(ctx.find_at(name, span, kind, &tenant.group).map(Peer::Group)),
+        "network" => Some(ctx.find_at(name, span, kind, &tenant.network).map(Peer::Network)),
+        "vm" => Some(ctx.find_at(name, span, "VM", &tenant.vm).map(Peer::Vm)),
+        _ => None,
     }
 }
 

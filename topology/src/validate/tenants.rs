@@ -54,15 +54,16 @@ fn tenant(
         customer: raw.customer.clone().unwrap_or_default(),
         uplinks: own_uplinks(raw, file, ctx),
         networks,
+        groups: rules::groups(raw, ctx),
         vms,
         routes: Vec::new(),
+        flows: None,
     };
     let nics = |vm: &crate::raw::RawVm| vm.nic.as_ref().map_or(0, |nics| nics.len());
     let whole = raw.vm.iter().zip(&tenant.vms).all(|(raw, vm)| nics(&raw.value) == vm.nics.len());
     tenant.routes = routes::validate(&raw.route, &routes::Scope { uplinks, tenant: &tenant, whole }, ctx);
     owner(&path, raw, ctx);
-    rules::groups(&path, raw, ctx);
-    quota::validate(&path, raw, &tenant, ctx);
+    tenant.flows = quota::validate(&path, raw, &tenant, ctx);
     flips::validate(&path, raw, ctx);
     forwards::validate(raw, &tenant, uplinks, taken, ctx);
     mirrors::validate(&path, raw, ctx);

@@ -8,6 +8,7 @@ use super::paint::{Paint, Tone};
 use super::table::{Cell, Table};
 use super::text::{count, safe, width, wrap};
 use super::{Exit, Failure, Page};
+use crate::tested::tested;
 
 /// The page: the summary, or the problems and exit code 2.
 ///
@@ -20,13 +21,15 @@ pub fn page(file: &Path) -> Result<Page, Failure> {
     })
 }
 
-/// Reads a topology file for any command; problems are rendered, with exit code 2.
+/// Reads a topology file for any command, and asks the router whether its tests hold; problems are rendered, with
+/// exit code 2.
 ///
 /// # Errors
-/// All problems of the file.
+/// All problems of the file, or all of its tests that fail.
 pub fn read(file: &Path) -> Result<Topology, Failure> {
-    topology::read(file)
-        .map_err(|problems| Failure { exit: Exit::Usage, message: problems.render(Paint::stderr().0) })
+    let wrong = |message| Failure { exit: Exit::Usage, message };
+    let topology = topology::read(file).map_err(|problems| wrong(problems.render(Paint::stderr().0)))?;
+    tested(topology, &safe(&file.display().to_string())).map_err(wrong)
 }
 
 /// What a correct file says.
@@ -96,6 +99,8 @@ mod tests {
     fn a_summary() {
         let text = r#"
 version = 1
+[tenant.acme]
+quota = { rate = "1Gbit" }
 [tenant.acme.network.lan]
 subnets = ["10.0.0.0/24", "fd00::/64"]
 [tenant.acme.group.web]
@@ -114,6 +119,36 @@ acme    a.0     lan      52:54:00:00:00:01  10.0.0.5
 ";
         assert!(summary.starts_with(wanted), "{summary}");
         assert!(summary.contains("\nAsked for, and not enforced by this version:\n  t.toml:"), "{summary}");
+    }
+
+    #[test]
+    fn a_test_that_fails_is_a_wrong_file() {
+        let text = r#"
+version = 1
+[tenant.me.network.lan]
+subnets = ["10.0.0.0/24"]
+[tenant.me.vm.a]
+nic = [{ network = "lan", addresses = ["10.0.0.5"] }]
+[tenant.me.vm.b]
+nic = [{ network = "lan", addresses = ["10.0.0.6"] }]
+[[test]]
+from = "me/a"
+to = "me/b:80/tcp"
+expect = "drop"
+"#;
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("t.toml");
+        std::fs::write(&file, text).unwrap();
+        let page = page(&file).unwrap();
+        let note = &page.notes[0];
+        assert_eq!(page.exit, Exit::Usage);
+        assert!(
+            note.contains("t.toml:9:1: this test fails: 10.0.0.5 (me/a.0) to 10.0.0.6: it arrives\n"),
+            "{note}"
+        );
+        assert!(note.ends_with("t.toml: 1 test fails"), "{note}");
+        std::fs::write(&file, text.replace("\"drop\"", "\"allow\"")).unwrap();
+        assert_eq!(read(&file).map(|topology| topology.tests.len()).map_err(|f| f.message), Ok(1));
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod demo;
 pub mod drops;
 pub mod exit;
 pub mod explain;
+pub mod flows;
 pub mod link;
 pub mod logging;
 pub mod notify;

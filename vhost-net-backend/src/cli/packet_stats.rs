@@ -9,7 +9,9 @@ use clap::{Args, Parser, Subcommand};
 use super::paint::Paint;
 use crate::control::api::Threads;
 
-use super::{Exit, Failure, Page, drops, exit, explain, offloads, routes, run_dir, stats, text, threads, vm};
+use super::{
+    Exit, Failure, Page, drops, exit, explain, flows, offloads, routes, run_dir, stats, text, threads, vm,
+};
 
 const EXAMPLES: &str = "\
 Without a command it prints a table of all NICs. For each one:
@@ -83,6 +85,8 @@ enum Command {
     },
     /// What is done to checksums and large frames between each pair of NICs
     Offloads,
+    /// Connections that each tenant holds, and may hold
+    Flows,
     /// What the workers do with their time: busy share, cycles per frame, frames per burst, sleeps
     Threads,
     /// What a drop reason means and what to do about it (needs no daemon)
@@ -175,6 +179,7 @@ fn answer(cli: &Cli, last: &mut Option<Threads>) -> Result<Page, Failure> {
         Some(Command::Drops { reason }) => drops::page(&context, reason.as_deref()),
         Some(Command::Routes { tenant, lookup }) => routes::page(&context, tenant, *lookup),
         Some(Command::Offloads) => offloads::page(&context),
+        Some(Command::Flows) => flows::page(&context),
         Some(Command::Threads) => threads::page(&context, last),
         Some(Command::Explain { reason }) => explain::page(reason.as_deref(), json, context.width),
     }

@@ -9,13 +9,14 @@ use super::paint::Paint;
 use super::run_dir::run_dir;
 use super::service::{End, Service};
 use super::state_dir::state_dir;
-use super::text::count;
+use super::text::{count, safe};
 use super::{Exit, Failure, Page, change, check, logging};
 use crate::control::group;
 use crate::daemon::generations::{self, Generations, Outcome, Record, Text};
 use crate::daemon::{Daemon, Origin};
 use crate::handover::{Inherited, fd_store, take_over};
 use crate::sandbox::{self, Confinement, Needs};
+use crate::tested::tested;
 
 /// Arguments of `run`.
 #[derive(Clone, Debug, clap::Args)]
@@ -48,8 +49,10 @@ pub fn run(args: &Args) -> Result<Page, Failure> {
         Some(file) => change::read(file)?,
         None => generations::last(&state_dir).map_err(|error| Failure::failed(error.to_string()))?.1,
     };
+    let wrong = |message| Failure { exit: Exit::Usage, message };
     let topology = topology::parse(&text.name, &text.text)
-        .map_err(|problems| Failure { exit: Exit::Usage, message: problems.render(Paint::stderr().0) })?;
+        .map_err(|problems| wrong(problems.render(Paint::stderr().0)))?;
+    let topology = tested(topology, &safe(&text.name)).map_err(wrong)?;
     refuse_unenforced(args.allow_unenforced, &text.name, &topology)?;
     let run_dir = run_dir(args.run_dir.as_deref(), topology.router.run_dir.as_deref())?;
     raise_file_limit();

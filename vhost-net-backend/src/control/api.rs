@@ -364,6 +364,30 @@ pub enum Treatment {
     Segment,
 }
 
+/// `GET /v1/flows`: who holds how much of the connection table.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flows {
+    /// Places in all.
+    pub capacity: usize,
+    /// Places taken, also by connections that have timed out.
+    pub flows: usize,
+    /// Connections that made room for others before their time.
+    pub displaced: u64,
+    /// One for each tenant.
+    pub tenants: Vec<FlowsOf>,
+}
+
+/// One tenant of [`Flows`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowsOf {
+    /// Its name.
+    pub tenant: String,
+    /// Places that it holds.
+    pub flows: u32,
+    /// Most that it may hold.
+    pub limit: u32,
+}
+
 /// `GET /v1/threads`: what the workers do with their time.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Threads {

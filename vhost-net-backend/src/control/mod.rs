@@ -14,6 +14,7 @@ pub mod api;
 pub mod changes;
 pub mod client;
 pub mod features;
+mod flows;
 pub mod group;
 mod link;
 mod offloads;

@@ -50,6 +50,7 @@ pub(crate) fn view(run_dir: &Path) -> View {
         counters: Counters::create(&run_dir.join("stats"), 2, &identities).unwrap(),
         topology: Arc::new(topology),
         snapshot: Arc::new(snapshot),
+        flows: Arc::default(),
         run_dir: run_dir.to_owned(),
         health: Arc::new(Health::new(2)),
         links: Links::new().unwrap().0,

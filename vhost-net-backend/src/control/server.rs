@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, oneshot};
 
-use super::{answers, api, changes, link, offloads, routes, socket, threads};
+use super::{answers, api, changes, flows, link, offloads, routes, socket, threads};
 use crate::daemon::{Applier, Board, View};
 
 /// Clients served at once; more wait in the listen queue.
@@ -167,6 +167,7 @@ fn application(served: Served) -> Router {
         .route("/v1/ports", get(async |State(view): Shared| Json(answers::port_infos(&view))))
         .route("/v1/stats", get(async |State(view): Shared| Json(answers::stats(&view))))
         .route("/v1/drops", get(async |State(view): Shared| Json(answers::drops(&answers::stats(&view)))))
+        .route("/v1/flows", get(async |State(view): Shared| Json(flows::flows(&view))))
         .route("/v1/threads", get(async |State(view): Shared| Json(threads::threads(&view))))
         .route("/v1/routes/{tenant}", get(show_routes))
         .route("/v1/offloads", get(show_offloads))
@@ -296,6 +297,11 @@ mod tests {
         let threads: api::Threads = client::get(dir, "/v1/threads").unwrap();
         let frames: Vec<_> = threads.workers.iter().map(|worker| worker.counts.frames).collect();
         assert_eq!((frames, threads.pid), (vec![0, 7], std::process::id()));
+
+        // A worker would have seated the tenants; nobody has.
+        let flows: api::Flows = client::get(dir, "/v1/flows").unwrap();
+        assert_eq!((flows.flows, flows.tenants), (0, Vec::new()));
+        assert!(flows.capacity > 0);
 
         let ports: api::Ports = client::get(dir, "/v1/ports").unwrap();
         assert_eq!(ports.ports[0].addresses[0], "10.1.0.11");

@@ -31,6 +31,7 @@ pub use self::refusal::Refusal;
 use super::Board;
 use super::generations::{Generations, Outcome, Record, Text};
 use crate::ring_state::Store;
+use crate::tested::tested;
 use crate::uplink::UplinkEvent;
 use crate::worker::WorkerHandle;
 
@@ -121,7 +122,6 @@ impl Applier {
     /// Nothing was changed; the [`Refusal`] says why.
     pub fn apply(self: &Arc<Self>, request: &Request) -> Result<Applied, Refusal> {
         let topology = parse(&request.text)?;
-        // [[test]] entries of the topology are to be asked here, before anything is touched.
         let waiting = request.confirm.map(|time| Ok::<_, Refusal>((time, self.waiting()?))).transpose()?;
         let mut setup = self.lock();
         let setup = setup.as_mut().ok_or(Refusal::Closing)?;
@@ -309,5 +309,7 @@ fn wait(applier: &Weak<Applier>, told: &Receiver<(u64, Duration)>) {
 }
 
 fn parse(text: &Text) -> Result<Topology, Refusal> {
-    topology::parse(&text.name, &text.text).map_err(|problems| Refusal::Wrong(problems.render(false)))
+    let topology = topology::parse(&text.name, &text.text);
+    let topology = topology.map_err(|problems| Refusal::Wrong(problems.render(false)))?;
+    tested(topology, &text.name).map_err(Refusal::Wrong)
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use crossbeam::channel::bounded;
 use router::snapshot::PortIds;
-use router::{PortId, Snapshot};
+use router::{FlowTable, PortId, Snapshot};
 use topology::{Mac, Topology, UplinkKind};
 
 use crate::counters::{Counters, Identity};
@@ -29,6 +29,8 @@ pub struct View {
     pub ports: PortTable,
     /// Counters of all workers.
     pub counters: Counters,
+    /// Connections that the workers let through.
+    pub flows: Arc<FlowTable>,
     /// Where the sockets are.
     pub run_dir: PathBuf,
     /// How the threads are.

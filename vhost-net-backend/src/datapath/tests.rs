@@ -44,7 +44,7 @@ impl Pair {
         let port = |id, name: &str| PortShared::new(id, name.to_owned(), Some(1));
         let ports: PortTable = [port(A, "me/a.0"), port(B, "me/b.0")].into_iter().collect();
         let counters = Counters::new(1, 2);
-        let datapath = Datapath::new(0, snapshot, ports.clone(), counters.clone());
+        let datapath = Datapath::new(0, snapshot, ports.clone(), counters.clone(), Arc::default());
         let (a, b) = (Bench::new(64, features, false), Bench::new(64, VERSION_1, false));
         let mut setup = a.setup(0, None);
         let ring = TxRing::new(&mut setup).unwrap();
@@ -203,7 +203,8 @@ fn a_frame_leaves_by_an_uplink_once_whenever_the_kill_comes() {
         wire.set_nonblocking(true).unwrap();
         let daemon = || {
             let counters = Counters::new(1, 3);
-            let mut datapath = Datapath::new(0, Arc::clone(&snapshot), ports.clone(), counters.clone());
+            let mut datapath =
+                Datapath::new(0, Arc::clone(&snapshot), ports.clone(), counters.clone(), Arc::default());
             datapath.set_tap(PortId(2), Some(Tap::new(ours.try_clone().unwrap().into())));
             (datapath, counters)
         };

@@ -39,6 +39,7 @@ pub(super) fn setup_of(topology: &str) -> WorkerSetup {
         snapshot,
         ports,
         counters,
+        flows: Arc::default(),
         uplink_events,
         gathering: Gathering::default(),
         health,

@@ -26,8 +26,10 @@ pub(crate) fn topology() -> Topology {
         customer: String::new(),
         uplinks: Vec::new(),
         networks: vec![network],
+        groups: Vec::new(),
         vms: vec![vm],
         routes: Vec::new(),
+        flows: None,
     };
     let router = Router {
         name: "rack1".to_owned(),
@@ -40,7 +42,14 @@ pub(crate) fn topology() -> Topology {
         uso: false,
         packed: false,
     };
-    Topology { router, uplinks: Vec::new(), tenants: vec![tenant], unenforced: Vec::new() }
+    Topology {
+        router,
+        uplinks: Vec::new(),
+        tenants: vec![tenant],
+        peerings: Vec::new(),
+        tests: Vec::new(),
+        unenforced: Vec::new(),
+    }
 }
 
 /// The same, but the VM boots a kernel directly and has huge pages.
@@ -62,6 +71,7 @@ fn nic(mac: &str, queues: u16, mtu: u16) -> Nic {
         addresses4: vec!["10.1.0.11".parse().unwrap()],
         addresses6: Vec::new(),
         prefixes: Vec::new(),
+        groups: Vec::new(),
         queues,
         mtu,
         owner: None,

@@ -1,6 +1,7 @@
 //! The device of one port, with no thread: vrings are started for real, and a burst moves when the input says so.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
@@ -30,7 +31,7 @@ impl Bench {
         let snapshot = super::super::frame::snapshot()?;
         let ports: PortTable = ports(&snapshot, pairs);
         let counters = Counters::new(1, snapshot.ids_end());
-        let datapath = Datapath::new(0, snapshot, ports.clone(), counters.clone());
+        let datapath = Datapath::new(0, snapshot, ports.clone(), counters.clone(), Arc::default());
         let tx = (0..pairs).map(|_| None).collect();
         let running = vec![false; usize::from(pairs) * 2];
         Ok(Self { datapath, ports, counters, tx, running, misuse: None })

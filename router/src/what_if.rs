@@ -1,0 +1,283 @@
+//! What would become of a packet: asked of [`forward()`] itself, with a connection table of its own.
+//!
+//! `[[test]]` entries are answered here. Each stands for the first packet of a connection, from every NIC that its `from` names to
+//! every address of its `to`, in both families; all of them must have the outcome that the file expects. Nothing that
+//! runs is touched.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use topology::{Mac, Place, Sender, Test, TestPacket, Topology};
+
+use crate::checksum::ones_complement_sum;
+use crate::forward::forward;
+use crate::headers::Headers;
+use crate::ids::{PortId, RuleId};
+use crate::parse::{ICMP, ICMPV6, TCP, UDP};
+use crate::policy::Passed;
+use crate::snapshot::{NicPort, PortKind, Snapshot};
+use crate::state::WorkerState;
+use crate::trace::Step;
+use crate::verdict::Verdict;
+use crate::vnet::VnetHeader;
+
+/// Packets that the tests of one file may stand for: they are answered in a moment.
+const MOST: usize = 100_000;
+/// Longer than a connection lasts that nobody answers: no packet sees what one before it has left.
+const APART: Duration = Duration::from_secs(600);
+/// Where the tested connections come from: the first dynamic port (RFC 6335).
+const SOURCE_PORT: u16 = 49_152;
+
+/// A test that has not the outcome that it expects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failed {
+    /// The test's place in the file.
+    pub at: Place,
+    /// What happens instead.
+    pub why: String,
+}
+
+/// The tests of a topology that fail. `now` is any time.
+#[must_use]
+pub fn failed_tests(topology: &Topology, now: Instant) -> Vec<Failed> {
+    if topology.tests.is_empty() {
+        return Vec::new();
+    }
+    let snapshot = Snapshot::build(topology, &[]);
+    let mut tester = Tester { state: WorkerState::new(&snapshot), snapshot: &snapshot, now, left: MOST };
+    let failed = topology.tests.iter().filter_map(|test| {
+        let why = tester.test(topology, test).err()?;
+        Some(Failed { at: test.at, why })
+    });
+    failed.collect()
+}
+
+/// Sends what tests ask for.
+struct Tester<'s> {
+    snapshot: &'s Snapshot,
+    state: WorkerState,
+    now: Instant,
+    left: usize,
+}
+
+/// A port that is a NIC.
+type NicOf<'s> = (PortId, &'s NicPort);
+
+impl Tester<'_> {
+    /// Sends all packets of a test; the first that has another outcome than wanted is the answer.
+    fn test(&mut self, topology: &Topology, test: &Test) -> Result<(), String> {
+        let snapshot = self.snapshot;
+        let name = |tenant: usize, vm: usize| {
+            let tenant = topology.tenants.get(tenant)?;
+            Some(format!("{}/{}.", tenant.name, tenant.vms.get(vm)?.name))
+        };
+        let to_vm = name(test.to_tenant, test.to_vm).unwrap_or_default();
+        let from_vm = match test.from {
+            Sender::Vm(vm) => name(test.from_tenant, vm),
+            Sender::Network(_) => None,
+        };
+        let sends = |(port, nic): &NicOf<'_>| match test.from {
+            Sender::Network(network) => (nic.tenant.index(), nic.network) == (test.from_tenant, network),
+            Sender::Vm(_) => from_vm.as_ref().is_some_and(|vm| self.is_of(*port, vm)),
+        };
+        let senders: Vec<_> = nics(snapshot).filter(sends).collect();
+        let receivers: Vec<_> = nics(snapshot).filter(|(port, _)| self.is_of(*port, &to_vm)).collect();
+        let mut sent = 0;
+        for (from, sender) in &senders {
+            for (to, receiver) in receivers.iter().filter(|(to, _)| to != from) {
+                for (source, destination) in pairs(sender, receiver) {
+                    self.left =
+                        self.left.checked_sub(1).ok_or("the tests of the file stand for too many packets")?;
+                    sent += 1;
+                    self.packet((*from, sender), *to, (source, destination), test)?;
+                }
+            }
+        }
+        if sent == 0 {
+            Err("nobody who sends has an address of the receiver's family".to_owned())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Whether a port is a NIC of that VM: `tenant/vm.`.
+    fn is_of(&self, port: PortId, vm: &str) -> bool {
+        self.snapshot
+            .port(port)
+            .is_some_and(|port| port.name.strip_prefix(vm).is_some_and(|nic| !nic.contains('.')))
+    }
+
+    /// Sends one packet.
+    fn packet(
+        &mut self,
+        (from, sender): NicOf<'_>,
+        to: PortId,
+        (source, destination): (IpAddr, IpAddr),
+        test: &Test,
+    ) -> Result<(), String> {
+        self.now += APART;
+        let frame = frame(sender.mac, self.snapshot.router_mac, source, destination, test.packet);
+        let mut head = Headers::of(VnetHeader::default(), &frame);
+        let mut steps = Vec::new();
+        let verdict = forward(self.snapshot, &mut self.state, self.now, from, &mut head, &mut steps);
+        let arrives = verdict == Verdict::Deliver(to);
+        if arrives == test.allow {
+            return Ok(());
+        }
+        let name = self.snapshot.port(from).map_or("", |port| port.name.as_str());
+        Err(format!("{source} ({name}) to {destination}: {}", self.outcome(verdict, &steps)))
+    }
+
+    /// What became of a packet, and the line that says so.
+    fn outcome(&self, verdict: Verdict, steps: &[Step]) -> String {
+        let line = |rule: RuleId| {
+            self.snapshot.place(rule).map_or(String::new(), |at| format!(", by the line {at}"))
+        };
+        let admitted = steps.iter().find_map(|step| {
+            let Step::Policy(Passed::New(rule)) = step else { return None };
+            Some(line(*rule))
+        });
+        match verdict {
+            Verdict::Deliver(_) => format!("it arrives{}", admitted.unwrap_or_default()),
+            Verdict::Uplink(_) => "it leaves by an uplink".to_owned(),
+            Verdict::Answer(_) | Verdict::Consume => "the router itself takes it".to_owned(),
+            Verdict::Drop(reason, rule) => format!("dropped as {}{}", reason.name(), line(rule)),
+        }
+    }
+}
+
+fn nics(snapshot: &Snapshot) -> impl Iterator<Item = NicOf<'_>> {
+    snapshot.ports().filter_map(|(id, port)| match &port.kind {
+        PortKind::Nic(nic) => Some((id, nic)),
+        PortKind::Uplink(_) => None,
+    })
+}
+
+/// The sender's first address of a family, with each of the receiver's.
+fn pairs(sender: &NicPort, receiver: &NicPort) -> Vec<(IpAddr, IpAddr)> {
+    let v4 = sender.addresses4.first().into_iter().flat_map(|source| {
+        receiver.addresses4.iter().map(|destination| (IpAddr::V4(*source), IpAddr::V4(*destination)))
+    });
+    let v6 = sender.addresses6.first().into_iter().flat_map(|source| {
+        receiver.addresses6.iter().map(|destination| (IpAddr::V6(*source), IpAddr::V6(*destination)))
+    });
+    v4.chain(v6).collect()
+}
+
+/// The first packet of a connection. Its checksum of layer 4 is left out: no router looks at it.
+fn frame(from: Mac, router: Mac, source: IpAddr, destination: IpAddr, packet: TestPacket) -> Vec<u8> {
+    let [s0, s1] = SOURCE_PORT.to_be_bytes();
+    let v4 = source.is_ipv4();
+    let (protocol, layer4) = match packet {
+        TestPacket::Tcp(port) => {
+            let [d0, d1] = port.to_be_bytes();
+            let syn = 2;
+            (TCP, vec![s0, s1, d0, d1, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, syn, 0xff, 0xff, 0, 0, 0, 0])
+        }
+        TestPacket::Udp(port) => {
+            let [d0, d1] = port.to_be_bytes();
+            (UDP, vec![s0, s1, d0, d1, 0, 8, 0, 0])
+        }
+        TestPacket::Icmp if v4 => (ICMP, vec![8, 0, 0, 0, 0, 1, 0, 1]),
+        TestPacket::Icmp => (ICMPV6, vec![128, 0, 0, 0, 0, 1, 0, 1]),
+    };
+    let [_, len] = u16::try_from(layer4.len()).unwrap_or(0).to_be_bytes();
+    let mut frame = [router.0, from.0].concat();
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let fixed = [0x45, 0, 0, len + 20, 0, 0, 0x40, 0, 64, protocol, 0, 0];
+            let mut header = [&fixed[..], &source.octets(), &destination.octets()].concat();
+            let checksum = !ones_complement_sum(&header, 0);
+            crate::bytes::write16(&mut header, 10, checksum);
+            frame.extend([8, 0].iter().chain(&header));
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, len, protocol, 64]);
+            frame.extend(source.octets().iter().chain(&destination.octets()));
+        }
+        // Pairs are of one family.
+        (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => {}
+    }
+    frame.extend(layer4);
+    frame
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = r#"version = 1
+[tenant.acme.network.lan]
+subnets = ["10.1.0.0/24", "fd00:1::/64"]
+[tenant.acme.group.web]
+ingress = [{ proto = "tcp", ports = ["80"], from = "any" }]
+[tenant.acme.vm.web]
+nic = [{ network = "lan", addresses = ["10.1.0.11"], groups = ["web"] }]
+[tenant.acme.vm.a]
+nic = [{ network = "lan", addresses = ["10.1.0.12"] }]
+[tenant.globex.network.lan]
+subnets = ["10.2.0.0/24"]
+[tenant.globex.vm.b]
+nic = [{ network = "lan", addresses = ["10.2.0.2"] }]
+[peering.p]
+between = ["acme/lan", "globex/lan"]
+allow = [{ proto = "udp", ports = ["53"], from = "globex/lan" }]
+"#;
+
+    fn failed(tests: &str) -> Vec<(u32, String)> {
+        let topology = topology::parse("t.toml", &format!("{FILE}{tests}")).unwrap();
+        let failed = failed_tests(&topology, Instant::now());
+        failed.into_iter().map(|failed| (failed.at.line, failed.why)).collect()
+    }
+
+    fn test(from: &str, to: &str, expect: &str) -> String {
+        format!("[[test]]\nfrom = {from:?}\nto = {to:?}\nexpect = {expect:?}\n")
+    }
+
+    #[test]
+    fn outcomes_are_those_of_the_packet_path() {
+        let both = [
+            ("acme/a", "acme/web:80/tcp", true),
+            ("acme/a", "acme/web:81/tcp", false),
+            ("acme/a", "acme/web:80/udp", false),
+            ("acme/a", "acme/web/icmp", false),
+            ("acme/web", "acme/a/icmp", true),
+            ("acme/lan", "acme/a:1/udp", true),
+            ("globex/lan", "acme/a:53/udp", true),
+            ("globex/b", "acme/a:54/udp", false),
+            ("globex/b", "acme/web:53/udp", false),
+            ("acme/lan", "globex/b:53/udp", false),
+        ];
+        for (from, to, arrives) in both {
+            let (right, wrong) = if arrives { ("allow", "drop") } else { ("drop", "allow") };
+            assert_eq!(failed(&test(from, to, right)), [], "{from} {to}");
+            assert_eq!(failed(&test(from, to, wrong)).len(), 1, "{from} {to}");
+        }
+    }
+
+    #[test]
+    fn a_failure_says_which_packet_and_which_line() {
+        let tests = [
+            test("acme/a", "acme/web:81/tcp", "allow"),
+            test("acme/a", "acme/web:80/tcp", "drop"),
+            test("acme/a", "globex/b/icmp", "allow"),
+        ];
+        let wanted = [
+            "10.1.0.12 (acme/a.0) to 10.1.0.11: dropped as policy.ingress, by the line 4:20",
+            "10.1.0.12 (acme/a.0) to 10.1.0.11: it arrives, by the line 5:12",
+            "10.1.0.12 (acme/a.0) to 10.2.0.2: dropped as policy.peering, by the line 14:10",
+        ];
+        let found = failed(&tests.concat());
+        assert_eq!(found.iter().map(|(_, why)| why.as_str()).collect::<Vec<_>>(), wanted);
+        assert_eq!(found.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [17, 21, 25]);
+    }
+
+    #[test]
+    fn the_example_holds() {
+        let full = include_str!("../../topology/examples/full.toml");
+        let mut topology = topology::parse("full.toml", full).unwrap();
+        assert_eq!(failed_tests(&topology, Instant::now()), []);
+        topology.peerings.clear();
+        assert_eq!(failed_tests(&topology, Instant::now()).len(), 1);
+    }
+}
