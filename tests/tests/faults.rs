@@ -185,11 +185,14 @@ fn a_full_run_directory_is_an_error_and_no_crash() -> Result<()> {
     scenario.vm(tenant, "a", VmShape::default())?;
     let file = folder.path().join("topology.toml");
     fs::write(&file, scenario.toml()?)?;
-    let mut command = Command::new(binary("vmrouter")?);
-    command.arg("run").arg(&file).arg("--run-dir").arg(&run_dir);
-    let ended = command.env_remove("RUNTIME_DIRECTORY").env_remove("NOTIFY_SOCKET").output()?;
-    let said = String::from_utf8_lossy(&ended.stderr);
-    ensure!(ended.status.code() == Some(1), "{}: {said}", ended.status);
-    ensure!(said.contains("stats") && said.contains("No space left"), "{said}");
+    // What it keeps stands below the run directory, unless it is told where.
+    for (state_dir, named) in [(&run_dir, "generations"), (&folder.path().join("state"), "stats")] {
+        let mut command = Command::new(binary("vmrouter")?);
+        command.arg("run").arg(&file).arg("--run-dir").arg(&run_dir).arg("--state-dir").arg(state_dir);
+        let ended = command.env_remove("RUNTIME_DIRECTORY").env_remove("NOTIFY_SOCKET").output()?;
+        let said = String::from_utf8_lossy(&ended.stderr);
+        ensure!(ended.status.code() == Some(1), "{}: {said}", ended.status);
+        ensure!(said.contains(named) && said.contains("No space left"), "{said}");
+    }
     Ok(())
 }
