@@ -54,7 +54,7 @@ pub(super) fn take_over(setup: &RingSetup, memory: &PackedMemory) -> Result<Star
     let place = setup.place();
     let found = state.record().and_then(|record| recorded(&record, &place, said, memory, &setup.memory));
     let used = if let Some(used) = found {
-        pass_others(used, setup, memory, state)
+        pass_others(used, said, setup, memory, state)
     } else {
         state.release();
         said
@@ -65,7 +65,13 @@ pub(super) fn take_over(setup: &RingSetup, memory: &PackedMemory) -> Result<Star
 
 /// Completes what is in front of the used entries that another device wrote behind `from`, if there are any, and says where
 /// the ring goes on.
-fn pass_others(from: Position, setup: &RingSetup, ring: &PackedMemory, state: &RingState) -> Position {
+fn pass_others(
+    from: Position,
+    said: Position,
+    setup: &RingSetup,
+    ring: &PackedMemory,
+    state: &RingState,
+) -> Position {
     let lag = state
         .record()
         .and_then(|record| [record.showing, record.shown].into_iter().find(|indices| indices.used == from.0));
@@ -73,8 +79,13 @@ fn pass_others(from: Position, setup: &RingSetup, ring: &PackedMemory, state: &R
     if lag.is_none_or(|indices| indices.avail != from.0) {
         return from;
     }
-    let Some(behind) = behind_others(from, setup, ring) else { return from };
     let indices = |at: Position| Indices { avail: at.0, used: at.0 };
+    if is_used(ring.flags(from.slot()), from) && said.since(from, ring.size()).is_some() {
+        // It began exactly here, and knows where it ended: how long chains were is no longer in the ring.
+        state.showing(indices(from), indices(said));
+        return said;
+    }
+    let Some(behind) = behind_others(from, setup, ring) else { return from };
     tracing::info!(
         from = from.slot(),
         to = behind.slot(),

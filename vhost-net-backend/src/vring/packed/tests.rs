@@ -372,9 +372,13 @@ fn a_record_of_another_ring_does_not_count() {
 #[test]
 fn a_ring_in_which_another_device_wrote_goes_on() {
     // How many descriptors each chain has; where QEMU believes the ring to be; how many chains it drops, of four.
-    for (chain, stale, dropped) in
-        [(1, 0x8000_8000, 2), (2, 0x8000_8000, 2), (1, 0x0004_0004, 4), (1, 0x8002_8002, 0)]
-    {
+    for (chain, stale, dropped) in [
+        (1, 0x8000_8000, 2),
+        (2, 0x8000_8000, 2),
+        (1, 0x0004_0004, 4),
+        (2, 0x0004_0004, 4),
+        (1, 0x8002_8002, 0),
+    ] {
         for (killed_at, features) in [(None, 0), (Some(0), 0), (Some(1), 0), (None, INDIRECT_DESC)] {
             let what = format!("{chain} {stale:#x} {killed_at:?} {features:#x}");
             let size = 6 * chain;
