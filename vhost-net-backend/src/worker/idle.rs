@@ -131,12 +131,8 @@ fn a_receiver_that_takes_nothing_holds_up_nobody_else() {
     let rounds = 3;
     for round in 1..=rounds {
         guests[0].offer((0..64).map(|n| 1 + n % 4));
-        // On a slow machine a burst is cut short, and the rest comes a round later.
-        let returned = (0..64).map_while(|_| {
-            worker.service(Instant::now());
-            Some(guests[0].returned()).filter(|n| *n > 0)
-        });
-        assert_eq!(returned.sum::<usize>(), 64, "round {round}: nothing stays with the sender");
+        worker.service(Instant::now());
+        assert_eq!(guests[0].returned(), 64, "round {round}: nothing stays with the sender");
         assert_eq!(std::iter::from_fn(|| good.driver.pop_used().unwrap()).count(), 16, "round {round}");
         for _ in 0..16 {
             good.driver.add(&[Segment { addr: BUFFERS, len: 2048 }], true).unwrap();
@@ -156,16 +152,13 @@ fn a_receiver_that_takes_nothing_holds_up_nobody_else() {
 fn a_worker_counts_what_it_does() {
     let (_handle, mut worker, mut guests) = worker();
     guests[0].offer([1; 100].into_iter());
-    // Two bursts; more on a machine so slow that they are cut short.
-    let rounds = 200;
-    for _ in 0..rounds {
+    for _ in 0..4 {
         let round = worker.service(Instant::now());
         worker.count(&round);
     }
     let tally = worker.counters.thread_tally(0);
-    assert_eq!((tally.rounds, tally.frames), (rounds, 100));
-    assert!((2..=100).contains(&tally.bursts) && tally.burst_ns > 0, "{tally:?}");
-    assert!((1..=tally.bursts).contains(&tally.busy_rounds), "{tally:?}");
+    assert_eq!((tally.rounds, tally.frames, tally.bursts), (4, 100, 2));
+    assert!((1..=2).contains(&tally.busy_rounds) && tally.burst_ns > 0, "{tally:?}");
     worker.sources.arm_all();
     worker.wait(Some(Duration::from_millis(1)));
     rustix::io::write(&guests[5].kick, &1_u64.to_ne_bytes()).unwrap();

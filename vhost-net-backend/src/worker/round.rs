@@ -114,7 +114,8 @@ impl Worker {
             entry.charge(round.add(frames));
             has_frames = true;
             if frames < BURST {
-                // No more for now. A guest that is about to send has a full burst in the next round.
+                // No more for now, or it ended by its bytes: then it used more than a round grants. A guest that is about to
+                // send has a full burst in the next round.
                 break;
             }
         }
