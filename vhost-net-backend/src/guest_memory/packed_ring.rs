@@ -4,12 +4,12 @@
     reason = "atomic access to descriptors that the guest writes; audited in this file only"
 )]
 
-use std::arch::asm;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
 use super::ring::{mark, order};
+use super::slice::fetch_to_write;
 use super::{Descriptor, DirtyLog, GuestMemory};
 use crate::vring::RingError;
 
@@ -106,9 +106,7 @@ impl PackedMemory {
     #[inline]
     pub fn prefetch(&self, slot: u16) {
         let Some(at) = self.at(slot) else { return };
-        let at = self.desc.as_ptr().wrapping_add(at);
-        // SAFETY: a hint, which reads and writes nothing and faults on no address.
-        unsafe { asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags, readonly)) };
+        fetch_to_write(self.desc.as_ptr().wrapping_add(at));
     }
 
     /// Shows a used entry with everything written before. The three fields are one store: a kill leaves the slot as the

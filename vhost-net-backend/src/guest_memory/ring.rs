@@ -4,12 +4,11 @@
     reason = "atomic access to ring indices that the guest writes; audited in this file only"
 )]
 
-use std::arch::asm;
-use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
+use super::slice::{fetch, fetch_to_write};
 use super::{DirtyLog, GuestMemory};
 use crate::vring::RingError;
 
@@ -182,21 +181,21 @@ impl RingMemory {
     /// Asks for used slot `index` to be ours when it is written.
     #[inline]
     pub fn prefetch_used(&self, index: u16) {
-        prefetch_to_write(self.used, RING_HEADER + USED_ENTRY * self.slot(index));
+        fetch_to_write(line(self.used, RING_HEADER + USED_ENTRY * self.slot(index)));
     }
 
     /// Asks for the used index to be ours, and for the avail index and avail slot `index` to be near.
     #[inline]
     pub fn prefetch_avail(&self, index: u16) {
-        prefetch_to_write(self.used, 0);
-        prefetch(self.avail, 0);
-        prefetch(self.avail, RING_HEADER + AVAIL_ENTRY * self.slot(index));
+        fetch_to_write(line(self.used, 0));
+        fetch(line(self.avail, 0));
+        fetch(line(self.avail, RING_HEADER + AVAIL_ENTRY * self.slot(index)));
     }
 
     /// Asks for descriptor `index` to be near, whatever the value.
     #[inline]
     pub fn prefetch_descriptor(&self, index: u16) {
-        prefetch(self.desc, DESCRIPTOR * self.slot(index));
+        fetch(line(self.desc, DESCRIPTOR * self.slot(index)));
     }
 
     /// Shows the guest all used entries before `index`.
@@ -257,20 +256,10 @@ impl RingMemory {
     }
 }
 
-/// Asks for the cache line `offset` bytes behind `area` to be near.
+/// What a hint is about: `offset` bytes behind the start of `area`.
 #[inline]
-fn prefetch(area: NonNull<u8>, offset: usize) {
-    let at = area.as_ptr().wrapping_add(offset).cast();
-    // SAFETY: a hint, which reads nothing and faults on no address.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(at) };
-}
-
-/// The same to write it.
-#[inline]
-fn prefetch_to_write(area: NonNull<u8>, offset: usize) {
-    let at = area.as_ptr().wrapping_add(offset);
-    // SAFETY: a hint, which reads and writes nothing and faults on no address.
-    unsafe { asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags, readonly)) };
+fn line(area: NonNull<u8>, offset: usize) -> *const u8 {
+    area.as_ptr().wrapping_add(offset)
 }
 
 /// Where areas of a name, a guest-physical address, bytes and an alignment are, which must not overlap.

@@ -48,25 +48,22 @@ impl GuestSlice<'_> {
     /// one frame after the other would wait for each.
     #[inline]
     pub fn prefetch(self, n: u32) {
-        let lines = wide(n.min(self.len)).div_ceil(CACHE_LINE);
-        for line in 0..lines {
-            let at = self.at.as_ptr().wrapping_add(line * CACHE_LINE);
-            // SAFETY: a hint, which reads nothing and faults on no address.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
-        }
+        self.lines(n).for_each(fetch);
     }
 
     /// Asks for the cache lines of its first `n` bytes to be ours when they are written: the guest has just read them, and
     /// a store to each would wait for its core to let go.
     #[inline]
     pub fn prefetch_to_write(self, n: u32) {
-        let lines = wide(n.min(self.len)).div_ceil(CACHE_LINE);
-        for line in 0..lines {
-            let at = self.at.as_ptr().wrapping_add(line * CACHE_LINE);
-            // SAFETY: a hint, which reads and writes nothing and faults on no address; a processor without it does nothing.
-            // The intrinsic makes one for reading of it unless the whole program is built for newer processors.
-            unsafe { asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags, readonly)) };
-        }
+        self.lines(n).for_each(fetch_to_write);
+    }
+
+    /// Where the cache lines of its first `n` bytes are.
+    #[inline]
+    fn lines(self, n: u32) -> impl Iterator<Item = *const u8> {
+        let start = self.at.as_ptr();
+        (0..wide(n.min(self.len)).div_ceil(CACHE_LINE))
+            .map(move |line| start.wrapping_add(line * CACHE_LINE).cast_const())
     }
 
     /// Without its first `n` bytes (at most all).
@@ -142,11 +139,23 @@ impl GuestSlice<'_> {
 /// Asks for all of `object` to be near when it is used. Reads nothing: it may be behind a lock that others hold.
 #[inline]
 pub fn prefetch_object<T>(object: &T) {
-    let start = std::ptr::from_ref(object).cast::<i8>();
-    for line in (0..size_of::<T>()).step_by(CACHE_LINE) {
-        // SAFETY: a hint, which reads nothing and faults on no address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(line)) };
-    }
+    let start = std::ptr::from_ref(object).cast::<u8>();
+    (0..size_of::<T>()).step_by(CACHE_LINE).for_each(|offset| fetch(start.wrapping_add(offset)));
+}
+
+/// Asks for the cache line at `at` to be near when it is read.
+#[inline]
+pub(super) fn fetch(at: *const u8) {
+    // SAFETY: a hint, which reads nothing and faults on no address.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+}
+
+/// Asks for the cache line at `at` to be ours when it is written.
+#[inline]
+pub(super) fn fetch_to_write(at: *const u8) {
+    // SAFETY: a hint, which reads and writes nothing and faults on no address; a processor without it does nothing.
+    // The intrinsic makes one for reading of it unless the whole program is built for newer processors.
+    unsafe { asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags, readonly)) };
 }
 
 /// Copies headers without a call, which would take as long as the copying; anything else as the C library does it.
