@@ -77,16 +77,16 @@ impl Fib {
         self.prefixes.add(prefix, route);
     }
 
-    /// Whether it has more routes than a core's nearest caches hold beside everything else.
+    /// Whether it has more IPv4 routes than a core's nearest caches hold beside everything else.
     #[inline]
-    pub(crate) fn is_large(&self) -> bool {
-        self.hosts4.len() + self.hosts6.len() + self.prefixes.len() > LARGE
+    pub(crate) fn is_large4(&self) -> bool {
+        self.hosts4.len() + self.prefixes.v4.len() > LARGE
     }
 
-    /// Fetches what [`Self::lookup`] of each of these will read.
-    pub(crate) fn fetch<const N: usize>(&self, addresses: &[Ipv4Addr; N]) {
+    /// Fetches what [`Self::lookup`] of the first `count` of these will read.
+    pub(crate) fn fetch<const N: usize>(&self, addresses: &[Ipv4Addr; N], count: usize) {
         if self.hosts4.len() > LARGE {
-            addresses.iter().for_each(|address| {
+            addresses.iter().take(count).for_each(|address| {
                 black_box(self.hosts4.contains_key(address));
             });
         }
@@ -136,11 +136,6 @@ impl<T> Default for PrefixTable<T> {
 }
 
 impl<T: Copy> PrefixTable<T> {
-    #[inline]
-    fn len(&self) -> usize {
-        self.v4.len() + self.v6.len()
-    }
-
     /// Adds `value` under `prefix`; an earlier one stays.
     pub(crate) fn add(&mut self, prefix: IpNet, value: T) {
         match prefix {

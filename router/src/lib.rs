@@ -6,7 +6,7 @@
 //! then moves the bytes: the same copy, followed by the payload that nobody here looked at.
 //!
 //! The steps, in the order of `forward.rs`: parse, meter, source check, own address, TTL, VRF and FIB,
-//! policy, next hop, verdict. Everything that they read is in the immutable [`Snapshot`] (built from the
+//! next hop, policy, size, verdict. Everything that they read is in the immutable [`Snapshot`] (built from the
 //! topology, swapped between bursts), in the [`WorkerState`] of the one worker that asks, and for traffic that needs
 //! state in the connection table ([`flow`]) that the workers share. There is no I/O and no clock: time is an argument, and
 //! the same call answers live packets, traces and what-if questions ([`Trace`]).

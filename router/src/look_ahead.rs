@@ -14,13 +14,18 @@ use crate::snapshot::{PortKind, Snapshot};
 
 /// Lookups that are under way at a time: about what a core has loads waiting for.
 const TOGETHER: usize = 16;
+/// Frames of a burst from which on that is worth it.
+const FEW: usize = 4;
 
-/// Fetches the routes of the IPv4 frames that a guest sent by `ingress`, unless there are few: those stay in the cache
-/// anyway. What an uplink brings costs a system call a frame, beside which this does not count.
+/// Fetches the routes of the IPv4 frames that a guest sent by `ingress`, unless there are few of either: few routes stay in
+/// the cache anyway. What an uplink brings costs a system call a frame, beside which this does not count.
 #[inline]
 pub fn look_ahead(snapshot: &Snapshot, ingress: PortId, heads: &[Headers]) {
     let Some(PortKind::Nic(nic)) = snapshot.port(ingress).map(|port| &port.kind) else { return };
-    if let Some(vrf) = snapshot.vrf(nic.tenant).filter(|vrf| vrf.fib.is_large()) {
+    if heads.len() < FEW {
+        return;
+    }
+    if let Some(vrf) = snapshot.vrf(nic.tenant).filter(|vrf| vrf.fib.is_large4()) {
         fetch(&vrf.fib, heads);
     }
 }
@@ -32,7 +37,7 @@ fn fetch(fib: &Fib, heads: &[Headers]) {
         for (address, head) in addresses.iter_mut().zip(heads) {
             *address = destination4(head).unwrap_or(Ipv4Addr::UNSPECIFIED);
         }
-        fib.fetch(&addresses);
+        fib.fetch(&addresses, heads.len());
     }
 }
 

@@ -1,9 +1,10 @@
 //! The way of a frame through one worker: pop, decide, deliver, complete, publish.
 //!
 //! [`Datapath::service_tx`] owns a burst from pop to complete, in three visible phases:
-//! 1. **decide**: each frame's headers are copied once; `router::forward` rewrites that copy and says where it goes.
+//! 1. **decide**: each frame's headers are copied once; `router::forward` rewrites that copy and says where it goes. In a large
+//!    table all lookups of the burst are begun before the first is needed (`router::look_ahead`).
 //! 2. **deliver**: grouped by egress, in the order they came, one lock at a time; the rewritten headers and then the
-//!    payload, straight from the sender's buffers into the receiver's.
+//!    payload, straight from the sender's buffers into the receiver's. What many receivers need is fetched first, for all.
 //! 3. **complete**: the transmit chains go back to the sender, and only then the receivers are shown what they
 //!    got: a crash in between may lose a burst and never delivers one twice.
 //!
@@ -341,6 +342,7 @@ impl Datapath {
         }
         for egress in self.groups.egresses() {
             self.counters.block(self.worker, egress).fetch();
+            self.ports.get(egress.index()).inspect(|port| port.fetch_rx(self.worker));
         }
         for step in Approach::STEPS {
             for egress in self.groups.egresses() {

@@ -219,14 +219,20 @@ impl PortShared {
         })
     }
 
+    /// Fetches what we know of the receive vring that `worker` puts its frames into.
+    pub fn fetch_rx(&self, worker: usize) {
+        self.own_rx(worker).inspect(|slot| prefetch_object(*slot));
+    }
+
     /// Fetches what `worker` will need to put a frame in, as far as this step; nothing while another worker has the vring.
     pub fn approach(&self, worker: usize, step: Approach) {
-        let Some(slot) = worker.checked_rem(self.rx.len()).and_then(|pair| self.rx.get(pair)) else { return };
-        if step == Approach::Port {
-            prefetch_object(slot);
-        } else if let Ok(mut slot) = slot.try_lock() {
-            slot.iter_mut().for_each(|rx| rx.approach(step));
-        }
+        let Some(Ok(mut slot)) = self.own_rx(worker).map(Mutex::try_lock) else { return };
+        slot.iter_mut().filter(|rx| rx.enabled).for_each(|rx| rx.approach(step));
+    }
+
+    /// The receive vring that is the worker's own where there is one for each.
+    fn own_rx(&self, worker: usize) -> Option<&Mutex<Option<RxRing>>> {
+        self.rx.get(worker.checked_rem(self.rx.len())?)
     }
 
     /// Shows the guest everything that `worker` put into any of the receive vrings; `false` when some of it waits for

@@ -403,8 +403,13 @@ fn take(
         let ahead = u16::try_from(chains.len())?;
         let never = |reason, back| Refused { reason, back, again: u32::MAX, room };
         if ahead == available {
-            let more = u32::try_from(pieces / 8)?.max(1);
-            let again = (u32::from(available) + more).min(model.size.into());
+            let (size, offered) = (usize::from(model.size), usize::from(available));
+            let fit = if pieces > size {
+                size.saturating_sub(offered)
+            } else {
+                (size - pieces) * offered / pieces.max(1)
+            };
+            let again = u32::try_from(offered + (pieces / 8).min(fit).max(1))?;
             let full = available == model.size;
             let again = if full { u32::MAX } else { again };
             return Ok(Err(Refused { again, ..never(DropReason::RxRingFull, 0) }));

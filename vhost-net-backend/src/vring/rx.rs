@@ -18,8 +18,6 @@ use crate::guest_memory::{DirtyLog, GuestMemory, GuestSlice, prefetch_object};
 /// Steps towards a receiver that was not served for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Approach {
-    /// Its port, and what we know of its vring.
-    Port,
     /// The indices and entries of the vring.
     Ring,
     /// The descriptor in front.
@@ -30,7 +28,7 @@ pub enum Approach {
 
 impl Approach {
     /// All, in order.
-    pub const STEPS: [Self; 4] = [Self::Port, Self::Ring, Self::Descriptor, Self::Buffer];
+    pub const STEPS: [Self; 3] = [Self::Ring, Self::Descriptor, Self::Buffer];
 }
 
 /// A running receive vring.
@@ -115,7 +113,6 @@ impl RxRing {
         let Self { ring: Ring::Split(ring), memory, near, approached, .. } = self else { return };
         *approached = true;
         match step {
-            Approach::Port => {}
             Approach::Ring => {
                 ring.memory.prefetch_avail(ring.next_avail.get());
                 ring.prefetch_used(0);
@@ -249,8 +246,8 @@ impl RxRing {
             self.ring.publish(end);
             // Frames went in since: before the index comes round to the same value.
             self.vain = None;
-            self.approached = false;
         }
+        self.approached = false;
     }
 
     /// Whether all that `worker` put in is shown.
