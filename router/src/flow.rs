@@ -11,7 +11,8 @@
 //! each shard, and no call holds two; traffic that needs no state does not come here at all.
 //!
 //! Time is an argument. An entry that was idle for longer than its state allows ([`state`]) is no entry: lookups
-//! pass over it, and insertions clear one bucket each as they come by.
+//! pass over it, and insertions clear one bucket each as they come by. It counts until it is cleared; so whoever is refused
+//! a place has more of the table cleared, and tries again ([`sweep`]).
 //!
 //! # Who makes room for whom
 //! A tenant's *share* is the table divided by the number of tenants; its *limit* is `quota.flows`, or half the table. An
@@ -31,16 +32,18 @@ mod key;
 mod seats;
 mod shard;
 pub(crate) mod state;
+mod sweep;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::Instant;
 
 pub(crate) use self::key::{End, Key};
 pub(crate) use self::seats::{Seat, Seats};
 use self::shard::{Entry, Shard, WAYS};
 pub(crate) use self::state::Event;
-use self::state::{Observed, Tick};
+use self::state::{Observed, State, Tick};
+use self::sweep::Sweep;
 use crate::drop_reason::DropReason;
 
 /// Independent parts of the table.
@@ -54,6 +57,8 @@ pub struct FlowTable {
     secret: [u64; 4],
     shards: Box<[Aligned]>,
     seats: Seats,
+    /// Taken before the lock of a shard, and only by whom was refused a place.
+    sweep: Mutex<Sweep>,
     /// When ticks began: the first time that anybody asked.
     epoch: OnceLock<Instant>,
     displaced: AtomicU64,
@@ -101,7 +106,8 @@ impl FlowTable {
         let buckets = capacity.div_ceil(SHARDS * WAYS).next_power_of_two();
         let shards = (0..SHARDS).map(|_| Aligned(Mutex::new(Shard::new(buckets)))).collect();
         let seats = Seats::new(buckets * SHARDS * WAYS);
-        Self { secret, shards, seats, epoch: OnceLock::new(), displaced: AtomicU64::new(0) }
+        let (epoch, displaced) = (OnceLock::new(), AtomicU64::new(0));
+        Self { secret, shards, seats, sweep: Mutex::default(), epoch, displaced }
     }
 
     /// What it holds and has done.
@@ -159,7 +165,8 @@ impl FlowTable {
         shard.entry(at).is_some_and(|entry| entry.stamp == stamp)
     }
 
-    /// Enters a connection that the rules admit. Another worker may have been faster: then that entry stays.
+    /// Enters a connection that the rules admit. Another worker may have been faster: then that entry stays, and holds by
+    /// the rules of today.
     pub(crate) fn open(
         &self,
         key: &Key,
@@ -170,15 +177,49 @@ impl FlowTable {
     ) -> Result<(), DropReason> {
         let Some(state) = event.begins() else { return Err(DropReason::PolicyState) };
         let (hash, now) = (key.hash(&self.secret), self.tick(now));
+        let entry = Entry::new(key, owner.index(), state, now, stamp);
+        self.enter(hash, key, &entry).or_else(|refusal| match self.make_room(owner.index(), now) {
+            true => self.enter(hash, key, &entry),
+            false => Err(refusal),
+        })
+    }
+
+    fn enter(&self, hash: u64, key: &Key, entry: &Entry) -> Result<(), DropReason> {
         let mut shard = self.shard(hash);
-        if shard.find(hash, key, now).is_some() {
+        if let Some(at) = shard.find(hash, key, entry.seen) {
+            if let Some(there) = shard.entry(at) {
+                there.stamp = entry.stamp;
+                // Another first fragment: the later ones of this datagram come behind it.
+                if entry.state == State::Pieces {
+                    there.seen = entry.seen;
+                }
+            }
             return Ok(());
         }
-        let entry = Entry::new(key, owner.index(), state, now, stamp);
-        if shard.insert(hash, entry, &self.seats, now)? {
+        if shard.insert(hash, *entry, &self.seats)? {
             self.displaced.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// Clears shards, one after the other, until the tenant is below its limit or has paid enough; whether there was any
+    /// to clear. Only one worker does so at a time.
+    fn make_room(&self, owner: u16, now: Tick) -> bool {
+        let mut sweep = match self.sweep.try_lock() {
+            Ok(sweep) => sweep,
+            Err(TryLockError::Poisoned(sweep)) => sweep.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        let (mut paid, mut cleared) = (0, false);
+        while paid < sweep::BUCKETS {
+            let Some(shard) = sweep.next(now).and_then(|index| self.shards.get(index)) else { break };
+            paid += shard.0.lock().unwrap_or_else(PoisonError::into_inner).clear_all(owner, &self.seats, now);
+            cleared = true;
+            if !self.seats.is_at_limit(owner) {
+                break;
+            }
+        }
+        cleared
     }
 
     /// The rules of today admit the connection too.

@@ -43,7 +43,9 @@ pub fn failed_tests(topology: &Topology, now: Instant) -> Vec<Failed> {
     if topology.tests.is_empty() {
         return Vec::new();
     }
-    let snapshot = Snapshot::build(topology, &[]);
+    let mut snapshot = Snapshot::build(topology, &[]);
+    // No packet meets a quota: what is asked is where one may go, not how many.
+    snapshot.policy.limits.fill(Some(u32::MAX));
     let mut tester = Tester { state: WorkerState::new(&snapshot), snapshot: &snapshot, now, left: MOST };
     let failed = topology.tests.iter().filter_map(|test| {
         let why = tester.test(topology, test).err()?;
@@ -253,6 +255,17 @@ allow = [{ proto = "udp", ports = ["53"], from = "globex/lan" }]
             assert_eq!(failed(&test(from, to, right)), [], "{from} {to}");
             assert_eq!(failed(&test(from, to, wrong)).len(), 1, "{from} {to}");
         }
+    }
+
+    #[test]
+    fn no_packet_meets_a_quota() {
+        let file = FILE.replace("version = 1\n", "version = 1\ntenant.globex.quota = { flows = 1 }\n");
+        let file = file.replace("ports = [\"53\"]", "ports = [\"1-40\"]");
+        let tests: String =
+            (1..=40).map(|port| test("globex/b", &format!("acme/a:{port}/udp"), "allow")).collect();
+        let topology = topology::parse("t.toml", &format!("{file}{tests}")).unwrap();
+        assert!(topology.tenants.iter().any(|tenant| tenant.flows == Some(1)));
+        assert_eq!(failed_tests(&topology, Instant::now()), []);
     }
 
     #[test]

@@ -56,7 +56,7 @@ struct Bucket {
 pub(super) struct Shard {
     /// As many as a power of two.
     buckets: Box<[Bucket]>,
-    /// The bucket that is cleared next.
+    /// The bucket that the next insertion clears beside its own, so that all are cleared as long as anything is put in.
     sweep: usize,
 }
 
@@ -90,17 +90,13 @@ impl Shard {
     }
 
     /// Puts a new entry in; whether another had to go before its time.
-    pub(super) fn insert(
-        &mut self,
-        hash: u64,
-        entry: Entry,
-        seats: &Seats,
-        now: Tick,
-    ) -> Result<bool, DropReason> {
-        self.clear_next(seats, now);
+    pub(super) fn insert(&mut self, hash: u64, entry: Entry, seats: &Seats) -> Result<bool, DropReason> {
+        let now = entry.seen;
+        let at_limit = |owner| seats.is_at_limit(owner);
+        self.sweep = (self.sweep + 1) & (self.buckets.len() - 1);
         let (tag, places) = self.places(hash);
-        for bucket in places {
-            self.clear_bucket(bucket, seats, now);
+        for bucket in [self.sweep].into_iter().chain(places) {
+            self.clear_bucket(bucket, at_limit, seats, now);
         }
         let at_limit = seats.is_at_limit(entry.owner);
         let free = if at_limit { None } else { self.free(places) };
@@ -138,20 +134,28 @@ impl Shard {
         (tag, [first, second])
     }
 
-    /// Clears one more bucket of what is over, so that all are cleared as long as anything is put in.
-    fn clear_next(&mut self, seats: &Seats, now: Tick) {
-        self.sweep = (self.sweep + 1) & (self.buckets.len() - 1);
-        self.clear_bucket(self.sweep, seats, now);
+    /// Clears all buckets of what is over, and of what `newcomer` has had long enough if it is at its limit. Returns how many
+    /// there are.
+    pub(super) fn clear_all(&mut self, newcomer: u16, seats: &Seats, now: Tick) -> usize {
+        // One that goes must not save the others.
+        let pressed = seats.is_at_limit(newcomer);
+        let is_pressed = |owner| pressed && owner == newcomer || seats.is_at_limit(owner);
+        for bucket in 0..self.buckets.len() {
+            self.clear_bucket(bucket, is_pressed, seats, now);
+        }
+        self.buckets.len()
     }
 
-    fn clear_bucket(&mut self, bucket: usize, seats: &Seats, now: Tick) {
-        for way in 0..WAYS {
-            let over = self.entry(At { bucket, way }).is_some_and(|entry| {
-                let pressed = !entry.state.is_settled() && entry.seen.until(now) > PRESSED;
-                entry.is_over(now) || pressed && seats.is_at_limit(entry.owner)
+    fn clear_bucket(&mut self, bucket: usize, is_pressed: impl Fn(u16) -> bool, seats: &Seats, now: Tick) {
+        let tags = self.buckets.get(bucket).map_or([0; WAYS], |bucket| bucket.tags);
+        for (way, _) in tags.iter().enumerate().filter(|(_, tag)| **tag != 0) {
+            let at = At { bucket, way };
+            let over = self.entry(at).is_some_and(|entry| {
+                let unsettled = !entry.state.is_settled() && entry.seen.until(now) > PRESSED;
+                entry.is_over(now) || unsettled && is_pressed(entry.owner)
             });
             if over {
-                self.clear(At { bucket, way }, seats);
+                self.clear(at, seats);
             }
         }
     }
