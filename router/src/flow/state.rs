@@ -2,7 +2,7 @@
 //!
 //! | state | idle, seconds | why |
 //! |---|---|---|
-//! | TCP opening, closing, closed, picked up | 240 | RFC 5382, REQ-5: transitory; RFC 7857, section 2.2: after RST too |
+//! | TCP opening, closing, closed, reset, picked up | 240 | RFC 5382, REQ-5: transitory; RFC 7857, section 2.2: after RST too |
 //! | TCP established | 7,440 | RFC 5382, REQ-5 |
 //! | UDP and others, one side spoke | 120 | RFC 4787, REQ-5: two minutes at least |
 //! | UDP and others, both did | 300 | RFC 4787, REQ-5: five recommended |
@@ -10,7 +10,8 @@
 //! | fragments of a datagram | 60 | RFC 8200, section 4.5 |
 //!
 //! Sequence numbers are not followed: whoever knows both ends and ports could also guess them, and a window that is
-//! wrong cuts good connections. That is why a reset only makes a connection transitory.
+//! wrong cuts good connections. That is why a reset only makes a connection transitory, and one that goes on in spite of it
+//! is established again (RFC 6146, section 3.5.2.2: TRANS).
 //!
 //! A connection whose beginning nobody saw (the router was started anew) is picked up by a packet of the side that
 //! the rules let begin one; replies alone do not.
@@ -75,12 +76,16 @@ pub(crate) enum State {
     ForwardEnded,
     /// The other side has.
     ReplyEnded,
-    /// Both halves were ended, or it was reset.
+    /// It was reset, or somebody wants us to think so.
+    Reset,
+    /// Both halves were ended, or it was refused.
     Closed,
     /// No TCP: only the initiator has sent.
     Asked,
-    /// No TCP: both have sent.
+    /// No TCP: the other side has answered.
     Answered,
+    /// No TCP: and the initiator has gone on.
+    Talking,
     /// Echo, whoever has sent.
     Echo,
     /// A datagram that comes in fragments.
@@ -135,22 +140,24 @@ impl State {
             | Self::PickedUp
             | Self::ForwardEnded
             | Self::ReplyEnded
+            | Self::Reset
             | Self::Closed => seconds(240),
             Self::Established => seconds(7_440),
             Self::Asked => seconds(120),
-            Self::Answered => seconds(300),
+            Self::Answered | Self::Talking => seconds(300),
             Self::Echo | Self::Pieces => seconds(60),
         }
     }
 
-    /// Both sides have spoken, and neither has ended it.
+    /// Both sides have spoken, the initiator behind the other's answer, and neither has ended it: one question and its answer
+    /// are no talk.
     pub(super) fn is_settled(self) -> bool {
-        matches!(self, Self::Established | Self::Answered)
+        matches!(self, Self::Established | Self::Talking)
     }
 
     /// Whether packets keep it alive. One that is closed lasts for its time and no longer.
     pub(super) fn is_refreshed(self) -> bool {
-        !matches!(self, Self::Closed | Self::Pieces)
+        !matches!(self, Self::Closed | Self::Reset | Self::Pieces)
     }
 
     /// What a packet of the initiator (`forward`) or the other side does to it.
@@ -158,8 +165,11 @@ impl State {
     pub(super) fn observe(self, forward: bool, event: Event) -> Observed {
         match event {
             Event::Tcp(flags) => self.segment(forward, flags),
-            Event::Datagram if forward => Observed::Pass(self),
-            Event::Datagram => Observed::Pass(State::Answered),
+            Event::Datagram => Observed::Pass(match (self, forward) {
+                (Self::Asked, false) => Self::Answered,
+                (Self::Answered, true) => Self::Talking,
+                _ => self,
+            }),
             // The key says which end asks, so neither comes from the wrong one.
             Event::Ask | Event::Answer | Event::Piece => Observed::Pass(self),
         }
@@ -169,12 +179,16 @@ impl State {
     fn segment(self, forward: bool, flags: u8) -> Observed {
         use Observed::{Anew, Pass, Unfit};
         if flags & RST != 0 {
-            return Pass(Self::Closed);
+            let spoken = matches!(
+                self,
+                Self::SynReceived | Self::Established | Self::ForwardEnded | Self::ReplyEnded | Self::Reset
+            );
+            return Pass(if spoken { Self::Reset } else { Self::Closed });
         }
         match flags & (SYN | ACK) {
             0 => Unfit,
             SYN => match (self, forward) {
-                (Self::Closed, _) => Anew,
+                (Self::Closed | Self::Reset, _) => Anew,
                 // Both sides open at once (RFC 5382, REQ-2).
                 (Self::SynSent, false) => Pass(Self::SynReceived),
                 (Self::SynReceived, false) | (_, true) => Pass(self),
@@ -191,7 +205,7 @@ impl State {
 
     fn acknowledged(self, forward: bool, fin: bool) -> Self {
         let opened = match (self, forward) {
-            (Self::SynReceived, true) | (Self::PickedUp, false) => Self::Established,
+            (Self::SynReceived, true) | (Self::PickedUp, false) | (Self::Reset, _) => Self::Established,
             _ => self,
         };
         match (opened, forward) {
@@ -228,7 +242,7 @@ mod tests {
     fn connections_open_and_close() {
         use State::*;
         type Row<'r> = (&'r [(bool, u8)], &'r [State]);
-        let table: [Row<'_>; 6] = [
+        let table: [Row<'_>; 8] = [
             (
                 &[(true, SYN), (false, SYN_ACK), (true, ACK), (true, FIN_ACK), (false, FIN_ACK), (true, ACK)],
                 &[SynSent, SynReceived, Established, ForwardEnded, Closed, Closed],
@@ -249,7 +263,16 @@ mod tests {
                 &[(true, SYN), (false, SYN), (true, SYN_ACK), (false, SYN_ACK), (true, ACK)],
                 &[SynSent, SynReceived, SynReceived, SynReceived, Established],
             ),
-            (&[(true, SYN), (false, RST | ACK)], &[SynSent, Closed]),
+            (&[(true, SYN), (false, RST | ACK), (false, ACK)], &[SynSent, Closed, Closed]),
+            // Reset, but not by anybody whom the two believe.
+            (
+                &[(true, ACK), (false, ACK), (false, RST), (false, RST), (true, ACK), (true, FIN_ACK)],
+                &[PickedUp, Established, Reset, Reset, Established, ForwardEnded],
+            ),
+            (
+                &[(true, FIN_ACK), (true, RST | ACK), (true, FIN_ACK), (false, FIN_ACK), (false, RST)],
+                &[ForwardEnded, Reset, ForwardEnded, Closed, Closed],
+            ),
             (&[(true, ACK), (true, ACK), (false, ACK)], &[PickedUp, PickedUp, Established]),
             (&[(true, FIN_ACK), (false, FIN_ACK)], &[ForwardEnded, Closed]),
         ];
@@ -268,6 +291,9 @@ mod tests {
             (Established, true, 0, Observed::Unfit),
             (Established, true, FIN, Observed::Unfit),
             (Closed, true, SYN, Observed::Anew),
+            (Reset, false, SYN, Observed::Anew),
+            (Reset, true, SYN_ACK, Observed::Pass(Reset)),
+            (Reset, true, 0, Observed::Unfit),
             (Closed, false, SYN, Observed::Anew),
             (Closed, false, ACK, Observed::Pass(Closed)),
         ] {
@@ -278,6 +304,23 @@ mod tests {
         }
         assert_eq!(Event::Tcp(SYN | 0xc0).begins(), Some(SynSent), "with ECN (RFC 3168)");
         assert_eq!(Event::Answer.begins(), None);
+    }
+
+    #[test]
+    fn a_question_and_its_answer_are_not_settled() {
+        use State::*;
+        let mut state = Event::Datagram.begins().unwrap();
+        for (forward, wanted, idle) in [
+            (true, Asked, 120),
+            (false, Answered, 300),
+            (false, Answered, 300),
+            (true, Talking, 300),
+            (false, Talking, 300),
+        ] {
+            assert_eq!(state.observe(forward, Event::Datagram), Observed::Pass(wanted));
+            state = wanted;
+            assert_eq!((state.idle(), state.is_settled()), (seconds(idle), wanted == Talking));
+        }
     }
 
     #[test]

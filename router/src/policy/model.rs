@@ -147,6 +147,7 @@ enum Phase {
     PickedUp,
     Open,
     Half { by_initiator: bool },
+    Reset,
     Over,
     Datagrams { both: bool },
 }
@@ -165,7 +166,7 @@ impl Connection {
             Phase::Open => 7_440,
             Phase::Datagrams { both: true } => 300,
             Phase::Datagrams { both: false } => 120,
-            Phase::Opening { .. } | Phase::PickedUp | Phase::Half { .. } | Phase::Over => 240,
+            Phase::Opening { .. } | Phase::PickedUp | Phase::Half { .. } | Phase::Reset | Phase::Over => 240,
         }
     }
 }
@@ -271,24 +272,26 @@ fn service_takes(service: &topology::Service, sent: &Sent) -> bool {
 
 /// Whether the packet belongs to the connection; `None`: it begins another.
 fn goes_on(c: &mut Connection, by_initiator: bool, flags: u8, now: u64) -> Option<bool> {
-    let was_over = c.phase == Phase::Over;
+    let before = c.phase;
     c.phase = match (c.phase, flags) {
         (Phase::Datagrams { both }, _) => Phase::Datagrams { both: both || !by_initiator },
-        (_, 4) => Phase::Over,
+        (Phase::Opening { answered: false } | Phase::PickedUp | Phase::Over, 4) => Phase::Over,
+        (_, 4) => Phase::Reset,
         (_, 0) => return Some(false),
-        (Phase::Over, 2) => return None,
+        (Phase::Over | Phase::Reset, 2) => return None,
         (Phase::Opening { .. }, 2) if !by_initiator => Phase::Opening { answered: true },
         (_, 2) if !by_initiator => return Some(false),
         (Phase::Opening { .. }, 0x12) if !by_initiator => Phase::Opening { answered: true },
         (phase, 2 | 0x12) => phase,
         (Phase::Opening { answered: true }, 0x10) if by_initiator => Phase::Open,
         (Phase::PickedUp, 0x10) if !by_initiator => Phase::Open,
+        (Phase::Reset, 0x10) => Phase::Open,
         (phase, 0x10) => phase,
         (Phase::Half { by_initiator: first }, _) if first != by_initiator => Phase::Over,
         (Phase::Over, _) => Phase::Over,
         (_, _) => Phase::Half { by_initiator },
     };
-    if !(was_over && c.phase == Phase::Over) {
+    if before != c.phase || !matches!(before, Phase::Over | Phase::Reset) {
         c.seen = now;
     }
     Some(true)
