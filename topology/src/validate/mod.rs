@@ -15,6 +15,7 @@ mod names;
 mod networks;
 mod nics;
 mod peerings;
+mod peers;
 mod quota;
 mod router;
 mod routes;

@@ -7,12 +7,20 @@ use crate::model::{Network, Tenant};
 use crate::policy::{Crossing, Peering, Side};
 use crate::raw::{RawFile, RawPeering};
 use crate::validate::context::Context;
-use crate::validate::{names, networks, rules};
+use crate::validate::{names, networks, peers, rules};
 
 /// All peerings; `tenants` are in the order of the file's.
 pub(crate) fn validate(raw: &RawFile, tenants: &[Tenant], ctx: &mut Context<'_>) -> Vec<Peering> {
     names::names(&raw.peering, "a peering", ctx);
-    raw.peering.iter().filter_map(|entry| peering(entry, raw, tenants, ctx)).collect()
+    let (mut peerings, mut spans) = (Vec::new(), Vec::new());
+    for entry in raw.peering.iter() {
+        if let Some(peering) = peering(entry, raw, tenants, ctx) {
+            peerings.push(peering);
+            spans.push(entry.value.between.as_ref().map_or(entry.name.span(), At::span));
+        }
+    }
+    peers::validate(&peerings, &spans, raw, tenants, ctx);
+    peerings
 }
 
 fn peering(
