@@ -534,6 +534,35 @@ fn a_peering_opens_exactly_what_it_says() {
 }
 
 #[test]
+fn a_connection_does_not_follow_its_address_past_a_group() {
+    let file = FILE.replace("\"vm:plain\"", "\"any\"");
+    let mut bench = Bench::of(&file, FlowTable::default());
+    // To the one that takes it, and then its address is that of one that does not.
+    assert_eq!(bench.udp("acme/plain", [PLAIN[0], DB[0]], [1000, 55]), Ok(Was::New(22)));
+    assert_eq!(bench.udp("acme/db", [DB[0], PLAIN[0]], [55, 1000]), TRACKED);
+    let swapped =
+        file.replace(DB[0], "x").replace(CLIENT[0], DB[0]).replace("\"x\"", &format!("{:?}", CLIENT[0]));
+    assert_ne!(swapped, file);
+    bench.reload(&swapped);
+    let denied = Err((DropReason::PolicyIngress, 12));
+    assert_eq!(bench.udp("acme/plain", [PLAIN[0], DB[0]], [1000, 55]), denied);
+    // The same by a route of the tenant: whom it leads to is measured, not the address alone.
+    let routed = |via: &str| {
+        let route = format!("[[tenant.acme.route]]\nto = \"10.77.0.0/24\"\nvia = {via:?}\n");
+        let file = file.replace(
+            "addresses = [\"10.1.1.11\", \"fd00:1:1::11\"]",
+            "prefixes = [\"10.77.0.0/24\"], addresses = [\"10.1.1.11\", \"fd00:1:1::11\"]",
+        );
+        file + &route
+    };
+    bench.reload(&routed(PLAIN2[0]));
+    let there = [WEB[0], "10.77.0.9"];
+    assert_eq!(bench.tcp("acme/web", there, [1000, 80], SYN), Ok(Was::New(0)));
+    bench.reload(&routed(DB[0]));
+    assert_eq!(bench.tcp("acme/web", there, [1000, 80], SYN), Err((DropReason::PolicyIngress, 17)));
+}
+
+#[test]
 fn what_the_rules_no_longer_allow_ends_and_the_rest_goes_on() {
     let mut bench = Bench::new();
     let (there, back) = ([WEB[0], DB[0]], [DB[0], WEB[0]]);

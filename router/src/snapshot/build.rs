@@ -40,7 +40,7 @@ impl Snapshot {
         }
         let Builder { slots, mut rules, .. } = builder;
         peering::add_routes(topology, &slots, &mut vrfs, &mut rules);
-        let policy = Policy::build(topology, &slots, &mut rules);
+        let policy = Policy::build(topology, &slots, ids, &mut rules);
         Self { router_mac: topology.router.mac, slots, vrfs, policy, rules }
     }
 }

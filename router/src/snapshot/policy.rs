@@ -8,35 +8,39 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use topology::{Peer, Place, Protocol, Service, Topology};
+use topology::{Nic, Peer, Place, Protocol, Service, Topology, Via};
 
-use super::{Port, PortKind};
+use super::{Port, PortIds, PortKind};
 use crate::drop_reason::DropReason;
+use crate::fib::PrefixTable;
 use crate::ids::{PortId, RuleId, TenantId};
 use crate::parse::{ICMP, ICMPV6, TCP, UDP};
 
 /// All rules.
 #[derive(Debug, Default)]
 pub struct Policy {
+    /// By port: packets between two of the same class need no rule and no state. 0 is no class.
+    classes: Vec<u32>,
     /// By port.
     sides: Vec<Side>,
     /// Of all tenants, one after the other.
     groups: Vec<Group>,
     /// By both networks, in order: tenant and network.
-    peerings: HashMap<[(TenantId, usize); 2], Vec<Peering>>,
+    peerings: Peerings,
     /// Networks of others that a tenant's peerings name: nobody outside sends from there.
-    foreign: HashMap<TenantId, Vec<IpNet>>,
+    foreign: Foreign,
     /// `quota.flows`, by tenant.
     pub(crate) limits: Vec<Option<u32>>,
     /// Differs where anything here differs: what was admitted under another is asked again.
     pub(crate) stamp: u32,
 }
 
+type Peerings = HashMap<[(TenantId, usize); 2], Vec<Peering>>;
+type Foreign = HashMap<TenantId, PrefixTable<()>>;
+
 /// What the rules know about a port.
 #[derive(Clone, Debug, Default, Hash)]
 struct Side {
-    /// Packets between two that are open and of one tenant need no rule and no state.
-    is_open: bool,
     /// Of a NIC; an uplink is of whoever uses it.
     tenant: Option<TenantId>,
     vm: usize,
@@ -112,26 +116,31 @@ pub(crate) struct First {
 pub(crate) type Denial = (DropReason, RuleId);
 
 impl Policy {
-    /// The rules of a topology whose ports were built. The place of each is added to `places`.
-    pub(super) fn build(topology: &Topology, ports: &[Option<Port>], places: &mut Vec<Place>) -> Self {
-        let mut building = Building { topology, places, first_groups: Vec::new() };
+    /// The rules of a topology whose ports were built, with their ids. The place of each is added to `places`.
+    pub(super) fn build(
+        topology: &Topology,
+        ports: &[Option<Port>],
+        ids: &PortIds,
+        places: &mut Vec<Place>,
+    ) -> Self {
+        let mut building = Building { topology, ids, places, first_groups: Vec::new() };
         building.count_groups();
         let sides = building.sides(ports);
         let groups = building.groups();
         let (peerings, foreign) = building.peerings();
         let limits = topology.tenants.iter().map(|tenant| tenant.flows).collect();
-        let mut policy = Self { sides, groups, peerings, foreign, limits, stamp: 0 };
-        policy.stamp = policy.digest();
+        let classes = sides.iter().map(Side::class).collect();
+        let mut policy = Self { classes, sides, groups, peerings, foreign, limits, stamp: 0 };
+        policy.stamp = policy.digest(topology, ports, ids);
         policy
     }
 
     /// Whether packets between the two pass without rules and state: NICs without groups, of one tenant.
     #[inline]
     pub(crate) fn is_open(&self, from: PortId, to: PortId) -> bool {
-        match (self.sides.get(from.index()), self.sides.get(to.index())) {
-            (Some(from), Some(to)) => from.is_open && to.is_open && from.tenant == to.tenant,
-            _ => false,
-        }
+        let class = |port: PortId| self.classes.get(port.index()).copied().unwrap_or(0);
+        let from = class(from);
+        from != 0 && from == class(to)
     }
 
     /// Whose the port is; an uplink is nobody's.
@@ -141,8 +150,7 @@ impl Policy {
 
     /// Whether an address belongs to a network that the tenant is peered with.
     pub(crate) fn is_foreign(&self, tenant: TenantId, address: IpAddr) -> bool {
-        let nets = self.foreign.get(&tenant).map_or(&[][..], Vec::as_slice);
-        nets.iter().any(|net| net.contains(&address))
+        self.foreign.get(&tenant).is_some_and(|nets| nets.lookup(address).is_some())
     }
 
     /// Asks the rules: those of the sender's groups, of a peering between them, and of the receiver's groups. Gives
@@ -204,9 +212,26 @@ impl Policy {
         side.groups.iter().filter_map(|index| self.groups.get(*index))
     }
 
-    /// A word that follows from all rules.
-    fn digest(&self) -> u32 {
+    /// A word that follows from all rules, and from who has which address: a rule says VM, a connection has addresses.
+    fn digest(&self, topology: &Topology, ports: &[Option<Port>], ids: &PortIds) -> u32 {
         let mut hasher = DefaultHasher::new();
+        for port in ports {
+            let Some(Port { kind: PortKind::Nic(nic), .. }) = port else { continue };
+            (nic.tenant, &nic.addresses4, &nic.addresses6, &nic.prefixes).hash(&mut hasher);
+        }
+        let uplinks: Vec<_> = ids.uplinks().iter().map(|id| id.0).collect();
+        let mut nics = ids.nics().iter();
+        for tenant in &topology.tenants {
+            let vms = tenant.vms.iter().map(|vm| nics.by_ref().take(vm.nics.len()).collect::<Vec<_>>());
+            let vms: Vec<_> = vms.collect();
+            for route in &tenant.routes {
+                let port = match route.via {
+                    Via::Uplink(uplink) => uplinks.get(uplink).copied(),
+                    Via::Nic { vm, nic } => vms.get(vm).and_then(|nics| Some(nics.get(nic)?.0)),
+                };
+                (route.to, port).hash(&mut hasher);
+            }
+        }
         self.sides.hash(&mut hasher);
         self.groups.hash(&mut hasher);
         let mut peerings: Vec<_> = self.peerings.iter().collect();
@@ -214,6 +239,14 @@ impl Policy {
         peerings.hash(&mut hasher);
         let [b0, b1, b2, b3, ..] = hasher.finish().to_le_bytes();
         u32::from_le_bytes([b0, b1, b2, b3])
+    }
+}
+
+impl Side {
+    /// That of its tenant, if it is a NIC without groups.
+    fn class(&self) -> u32 {
+        let tenant = self.tenant.filter(|_| self.groups.is_empty());
+        tenant.map_or(0, |tenant| tenant.0.saturating_add(1))
     }
 }
 
@@ -254,6 +287,7 @@ impl Ports {
 /// The rules on their way.
 struct Building<'b> {
     topology: &'b Topology,
+    ids: &'b PortIds,
     places: &'b mut Vec<Place>,
     /// Number of each tenant's first group.
     first_groups: Vec<usize>,
@@ -277,32 +311,29 @@ impl Building<'_> {
         self.first_groups.get(tenant).map_or(usize::MAX, |first| first + group)
     }
 
-    /// By port, found by its name: ports may be numbered in any order.
+    /// By port: the file's NICs in its order, with their ids.
     fn sides(&self, ports: &[Option<Port>]) -> Vec<Side> {
-        let mut nics = HashMap::new();
-        for (tenant_index, tenant) in self.topology.tenants.iter().enumerate() {
-            for (vm_index, vm) in tenant.vms.iter().enumerate() {
-                for (index, nic) in vm.nics.iter().enumerate() {
-                    nics.insert(
-                        format!("{}/{}.{index}", tenant.name, vm.name),
-                        (tenant_index, vm_index, nic),
-                    );
-                }
+        let side = |port: &Option<Port>| Side {
+            rule: port.as_ref().map_or(RuleId::BUILT_IN, |port| port.rule),
+            ..Side::default()
+        };
+        let mut sides: Vec<_> = ports.iter().map(side).collect();
+        let vms = self.topology.tenants.iter().enumerate().flat_map(|(tenant, model)| {
+            model.vms.iter().enumerate().map(move |(vm, model)| (tenant, vm, model))
+        });
+        let nics = vms.flat_map(|(tenant, vm, model)| model.nics.iter().map(move |nic| (tenant, vm, nic)));
+        for (id, (tenant, vm, nic)) in self.ids.nics().iter().zip(nics) {
+            if let Some(side) = sides.get_mut(id.index()) {
+                self.fill(side, tenant, vm, nic);
             }
         }
-        let side = |port: &Option<Port>| {
-            let mut side = Side::default();
-            let Some(port) = port else { return side };
-            side.rule = port.rule;
-            if let (PortKind::Nic(nic), Some((tenant, vm, model))) = (&port.kind, nics.get(&port.name)) {
-                (side.tenant, side.vm, side.network) = (Some(nic.tenant), *vm, model.network);
-                side.is_open = model.groups.is_empty();
-                side.groups = model.groups.iter().map(|group| self.group_number(*tenant, *group)).collect();
-                side.subnets = self.subnets(*tenant, model.network);
-            }
-            side
-        };
-        ports.iter().map(side).collect()
+        sides
+    }
+
+    fn fill(&self, side: &mut Side, tenant: usize, vm: usize, nic: &Nic) {
+        (side.tenant, side.vm, side.network) = (Some(tenant_id(tenant)), vm, nic.network);
+        side.groups = nic.groups.iter().map(|group| self.group_number(tenant, *group)).collect();
+        side.subnets = self.subnets(tenant, nic.network);
     }
 
     fn subnets(&self, tenant: usize, network: usize) -> Vec<IpNet> {
@@ -342,10 +373,9 @@ impl Building<'_> {
         rules.collect()
     }
 
-    #[expect(clippy::type_complexity, reason = "two tables of one walk")]
-    fn peerings(&mut self) -> (HashMap<[(TenantId, usize); 2], Vec<Peering>>, HashMap<TenantId, Vec<IpNet>>) {
+    fn peerings(&mut self) -> (Peerings, Foreign) {
         let topology = self.topology;
-        let (mut peerings, mut foreign) = (HashMap::<_, Vec<_>>::new(), HashMap::<_, Vec<_>>::new());
+        let (mut peerings, mut foreign) = (Peerings::new(), Foreign::new());
         for peering in &topology.peerings {
             let rule = self.rule(peering.at);
             let name = |side: topology::Side| (tenant_id(side.tenant), side.network);
@@ -359,14 +389,10 @@ impl Building<'_> {
             both.sort_unstable();
             peerings.entry(both).or_default().push(Peering { rule, allow });
             let [left, right] = peering.between;
-            foreign
-                .entry(tenant_id(left.tenant))
-                .or_default()
-                .extend(self.subnets(right.tenant, right.network));
-            foreign
-                .entry(tenant_id(right.tenant))
-                .or_default()
-                .extend(self.subnets(left.tenant, left.network));
+            for (here, there) in [(left, right), (right, left)] {
+                let nets = foreign.entry(tenant_id(here.tenant)).or_default();
+                self.subnets(there.tenant, there.network).into_iter().for_each(|net| nets.add(net, ()));
+            }
         }
         (peerings, foreign)
     }
