@@ -83,7 +83,8 @@ fn decide<T: Trace>(
     // VRF and FIB.
     let (Some(tenant), Some(route)) = (tenant, route) else { return Err(DropReason::RouteNone.into()) };
     trace.step(|| Step::Route(tenant, route.rule));
-    let (next, verdict) = next_hop(ingress, port, route)?;
+    let (next, verdict) =
+        next_hop(ingress, port, route).map_err(|no| unreached(snapshot, tenant, ip, no, route))?;
 
     // Policy.
     let way = Way { tenant, ingress, egress: next.port };
@@ -147,18 +148,29 @@ fn refuse_addresses(ip: &Ip) -> Result<(), DropReason> {
 }
 
 /// Where the packet leaves.
-fn next_hop<'r>(ingress: PortId, port: &Port, route: &'r Route) -> Result<(&'r NextHop, Verdict), Refusal> {
-    let refuse = |reason| Err(Refusal { reason, rule: route.rule });
+fn next_hop<'r>(
+    ingress: PortId,
+    port: &Port,
+    route: &'r Route,
+) -> Result<(&'r NextHop, Verdict), DropReason> {
     match (&route.hop, &port.kind) {
-        (Hop::Own, _) => refuse(DropReason::OwnNoService),
-        (Hop::Connected, _) => refuse(DropReason::HostUnknown),
-        (Hop::Broadcast, _) => refuse(DropReason::DestinationMulticast),
+        (Hop::Own, _) => Err(DropReason::OwnNoService),
+        (Hop::Connected, _) => Err(DropReason::HostUnknown),
+        (Hop::Broadcast, _) => Err(DropReason::DestinationMulticast),
         // The router joins tenants to uplinks, never two uplinks.
-        (Hop::Uplink(_), PortKind::Uplink(_)) => refuse(DropReason::RouteNone),
-        (Hop::Nic(next) | Hop::Uplink(next), _) if next.port == ingress => refuse(DropReason::RouteHairpin),
+        (Hop::Uplink(_), PortKind::Uplink(_)) => Err(DropReason::RouteNone),
+        (Hop::Nic(next) | Hop::Uplink(next), _) if next.port == ingress => Err(DropReason::RouteHairpin),
         (Hop::Nic(next), _) => Ok((next, Verdict::Deliver(next.port))),
         (Hop::Uplink(next), _) => Ok((next, Verdict::Uplink(next.port))),
     }
+}
+
+/// A packet that the routes lead nowhere. Which of a peer's addresses are in use is its own affair: those that are not
+/// are as silent as those that are.
+#[cold]
+fn unreached(snapshot: &Snapshot, tenant: TenantId, ip: &Ip, reason: DropReason, route: &Route) -> Refusal {
+    let hidden = reason == DropReason::HostUnknown && snapshot.policy.is_foreign(tenant, ip.destination);
+    Refusal { reason: if hidden { DropReason::PolicyPeering } else { reason }, rule: route.rule }
 }
 
 /// Bytes of layer 3, of each segment where there are segments: what an MTU limits, of the sender as of the receiver.

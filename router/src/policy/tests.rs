@@ -512,7 +512,7 @@ fn a_peering_opens_exactly_what_it_says() {
                 "acme/plain2",
                 [plain2, if family == 0 { "10.9.0.9" } else { "fd00:9::9" }],
                 443,
-                Err((DropReason::HostUnknown, peering)),
+                denied,
             ),
         ] {
             let found = bench.tcp(from, ends, [1000, port], SYN);
