@@ -63,7 +63,8 @@ impl WorkerState {
     pub fn adopt(&mut self, snapshot: &Snapshot) {
         // Seats that are held are not given away: the new ones are taken before the old ones are left.
         let tenants = snapshot.vrfs.iter().zip(&snapshot.policy.limits);
-        self.seats = tenants.map(|(vrf, limit)| self.flows.seats().take(&vrf.tenant, *limit)).collect();
+        self.seats = self.flows.seats().take_all(tenants.map(|(vrf, limit)| (vrf.tenant.as_str(), *limit)));
+        self.flows.seats().recount();
         self.learned.resize_with(snapshot.ids_end(), Learned::default);
         for (id, learned) in (0..).map(PortId).zip(&mut self.learned) {
             let name = snapshot.port(id).map_or("", |port| &port.name);
@@ -124,5 +125,16 @@ mod tests {
         assert!(!state.knows(WEB, a) && !state.knows(DB, a) && state.learn(WEB, a));
         state.forget(WEB);
         assert!(!state.knows(WEB, a) && state.learn(WEB, c));
+    }
+    #[test]
+    fn shares_grow_when_tenants_go() {
+        let snapshot = snapshot();
+        let mut state = WorkerState::new(&snapshot);
+        let capacity = state.flows().totals().capacity;
+        assert_eq!((snapshot.vrfs.len(), state.flows().seats().share()), (2, capacity / 2));
+        let mut smaller = topology();
+        smaller.tenants.pop();
+        state.adopt(&Snapshot::build(&smaller, &[]));
+        assert_eq!(state.flows().seats().share(), capacity);
     }
 }

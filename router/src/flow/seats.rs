@@ -1,6 +1,7 @@
 //! Who holds how much of the table. A tenant is known here by its seat, which it keeps over reloads by its name; a seat
 //! is given to another tenant only when nobody uses it and nothing in the table belongs to it.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -50,31 +51,58 @@ impl Seats {
     }
 
     /// The seat of the tenant of that name, which may hold `limit` entries, or half the table. `None`: all are taken.
+    #[cfg(test)]
     pub(crate) fn take(&self, tenant: &str, limit: Option<u32>) -> Option<Seat> {
+        self.take_all([(tenant, limit)]).pop()?
+    }
+
+    /// The seats of all these tenants, in one pass.
+    pub(crate) fn take_all<'t>(
+        &self,
+        tenants: impl IntoIterator<Item = (&'t str, Option<u32>)>,
+    ) -> Vec<Option<Seat>> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = taken.iter().position(|seat| seat.tenant == tenant);
-        let index = own.or_else(|| self.vacant(&mut taken, tenant))?;
-        let held = Arc::clone(&taken.get(index)?.held);
+        let mut known: HashMap<String, usize> =
+            taken.iter().enumerate().map(|(index, seat)| (seat.tenant.clone(), index)).collect();
+        // In front of it no seat is free.
+        let mut from = 0;
+        let seats = tenants.into_iter().map(|(tenant, limit)| {
+            let index = match known.get(tenant) {
+                Some(index) => *index,
+                None => {
+                    from = self.vacant(&taken, from);
+                    give(&mut taken, &mut known, from, tenant)?
+                }
+            };
+            self.seat(&taken, index, limit)
+        });
+        let seats = seats.collect();
+        self.count(&taken);
+        seats
+    }
+
+    /// Counts who has a seat, now that some were left.
+    pub(crate) fn recount(&self) {
+        self.count(&self.taken.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn count(&self, taken: &[Taken]) {
         let in_use = taken.iter().filter(|seat| Arc::strong_count(&seat.held) > 1).count();
         self.tenants.store(in_use.max(1), Ordering::Relaxed);
+    }
+
+    fn seat(&self, taken: &[Taken], index: usize, limit: Option<u32>) -> Option<Seat> {
+        let held = Arc::clone(&taken.get(index)?.held);
         let half = u32::try_from(self.capacity / 2).unwrap_or(u32::MAX);
         self.accounts.get(index)?.limit.store(limit.unwrap_or(half), Ordering::Relaxed);
         Some(Seat { index: u16::try_from(index).ok()?, _held: held })
     }
 
-    /// Gives a seat that nobody has, or a new one.
-    fn vacant(&self, taken: &mut Vec<Taken>, tenant: &str) -> Option<usize> {
-        let free = |(index, seat): (usize, &Taken)| {
-            let unused = Arc::strong_count(&seat.held) == 1 && self.entries(index) == 0;
-            unused.then_some(index)
-        };
-        let seat = Taken { tenant: tenant.to_owned(), held: Arc::default() };
-        match taken.iter().enumerate().find_map(free) {
-            Some(index) => *taken.get_mut(index)? = seat,
-            None if taken.len() == SEATS => return None,
-            None => taken.push(seat),
-        }
-        taken.iter().position(|seat| seat.tenant == tenant)
+    /// The first seat from there on that nobody has, or the place of a new one.
+    fn vacant(&self, taken: &[Taken], from: usize) -> usize {
+        let free =
+            |(index, seat): &(usize, &Taken)| Arc::strong_count(&seat.held) == 1 && self.entries(*index) == 0;
+        taken.iter().enumerate().skip(from).find(free).map_or(taken.len(), |(index, _)| index)
     }
 
     pub(super) fn capacity(&self) -> usize {
@@ -82,7 +110,7 @@ impl Seats {
     }
 
     /// Entries that every tenant may hold in any case.
-    pub(super) fn share(&self) -> usize {
+    pub(crate) fn share(&self) -> usize {
         self.capacity / self.tenants.load(Ordering::Relaxed)
     }
 
@@ -132,6 +160,26 @@ impl Seats {
     }
 }
 
+/// Gives a seat that is free, or a new one behind the others; `None`: there are no more.
+fn give(
+    taken: &mut Vec<Taken>,
+    known: &mut HashMap<String, usize>,
+    index: usize,
+    tenant: &str,
+) -> Option<usize> {
+    let seat = Taken { tenant: tenant.to_owned(), held: Arc::default() };
+    match taken.get_mut(index) {
+        Some(free) => {
+            known.remove(&free.tenant);
+            *free = seat;
+        }
+        None if index == SEATS => return None,
+        None => taken.push(seat),
+    }
+    known.insert(tenant.to_owned(), index);
+    Some(index)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,5 +200,35 @@ mod tests {
         seats.release(0);
         drop(other);
         assert_eq!(seats.take("umbrella", None).unwrap().index(), 0);
+    }
+    #[test]
+    fn all_are_given_at_once_and_counted_again_when_some_are_left() {
+        let seats = Seats::new(4096);
+        let names: Vec<String> = (0..SEATS + 10).map(|number| format!("t{number}")).collect();
+        let take = |range: std::ops::Range<usize>| {
+            seats.take_all(names[range].iter().map(|name| (name.as_str(), None)))
+        };
+        let index = |seat: &Option<Seat>| seat.as_ref().map(Seat::index);
+        let ten = take(0..10);
+        assert_eq!(ten.iter().map(index).collect::<Vec<_>>(), (0..10).map(Some).collect::<Vec<_>>());
+        assert_eq!(seats.share(), 409);
+        let two = take(8..10);
+        drop(ten);
+        seats.recount();
+        assert_eq!(
+            (two.iter().map(index).collect::<Vec<_>>(), seats.share()),
+            (vec![Some(8), Some(9)], 2048)
+        );
+        // Seats that were left are given away around those that are held, until there are no more.
+        let rest = take(10..SEATS + 10);
+        assert_eq!(
+            rest.iter().take(9).map(index).collect::<Vec<_>>(),
+            [0, 1, 2, 3, 4, 5, 6, 7, 10].map(Some)
+        );
+        assert_eq!(rest.iter().filter(|seat| seat.is_none()).count(), 2);
+        // One whose seat was given away in the same pass gets another.
+        drop((two, rest));
+        let again = seats.take_all(["new", "t10"].map(|name| (name, None)));
+        assert_eq!(again.iter().map(index).collect::<Vec<_>>(), [Some(0), Some(1)]);
     }
 }
