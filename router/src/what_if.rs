@@ -15,7 +15,7 @@ use crate::headers::Headers;
 use crate::ids::{PortId, RuleId};
 use crate::parse::{ICMP, ICMPV6, TCP, UDP};
 use crate::policy::Passed;
-use crate::snapshot::{NicPort, PortKind, Snapshot};
+use crate::snapshot::{NicPort, PortIds, PortKind, Snapshot};
 use crate::state::WorkerState;
 use crate::trace::Step;
 use crate::verdict::Verdict;
@@ -43,12 +43,15 @@ pub fn failed_tests(topology: &Topology, now: Instant) -> Vec<Failed> {
     if topology.tests.is_empty() {
         return Vec::new();
     }
-    let mut snapshot = Snapshot::build(topology, &[]);
+    let ids = PortIds::fresh(topology);
+    let mut snapshot = Snapshot::build_with(topology, &[], &ids);
     // No packet meets a quota: what is asked is where one may go, not how many.
     snapshot.policy.limits.fill(Some(u32::MAX));
-    let mut tester = Tester { state: WorkerState::new(&snapshot), snapshot: &snapshot, now, left: MOST };
+    let nics = nics(topology, &snapshot, &ids);
+    let mut tester =
+        Tester { state: WorkerState::new(&snapshot), snapshot: &snapshot, nics: &nics, now, left: MOST };
     let failed = topology.tests.iter().filter_map(|test| {
-        let why = tester.test(topology, test).err()?;
+        let why = tester.test(test).err()?;
         Some(Failed { at: test.at, why })
     });
     failed.collect()
@@ -57,41 +60,42 @@ pub fn failed_tests(topology: &Topology, now: Instant) -> Vec<Failed> {
 /// Sends what tests ask for.
 struct Tester<'s> {
     snapshot: &'s Snapshot,
+    nics: &'s [TestedNic<'s>],
     state: WorkerState,
     now: Instant,
     left: usize,
 }
 
-/// A port that is a NIC.
-type NicOf<'s> = (PortId, &'s NicPort);
+/// A port that is a NIC, and the indices of its tenant and VM in the file.
+#[derive(Clone, Copy)]
+struct TestedNic<'s> {
+    id: PortId,
+    port: &'s NicPort,
+    tenant: usize,
+    vm: usize,
+}
 
 impl Tester<'_> {
     /// Sends all packets of a test; the first that has another outcome than wanted is the answer.
-    fn test(&mut self, topology: &Topology, test: &Test) -> Result<(), String> {
-        let snapshot = self.snapshot;
-        let name = |tenant: usize, vm: usize| {
-            let tenant = topology.tenants.get(tenant)?;
-            Some(format!("{}/{}.", tenant.name, tenant.vms.get(vm)?.name))
+    fn test(&mut self, test: &Test) -> Result<(), String> {
+        let sends = |nic: &&TestedNic<'_>| {
+            nic.tenant == test.from_tenant
+                && match test.from {
+                    Sender::Network(network) => nic.port.network == network,
+                    Sender::Vm(vm) => nic.vm == vm,
+                }
         };
-        let to_vm = name(test.to_tenant, test.to_vm).unwrap_or_default();
-        let from_vm = match test.from {
-            Sender::Vm(vm) => name(test.from_tenant, vm),
-            Sender::Network(_) => None,
-        };
-        let sends = |(port, nic): &NicOf<'_>| match test.from {
-            Sender::Network(network) => (nic.tenant.index(), nic.network) == (test.from_tenant, network),
-            Sender::Vm(_) => from_vm.as_ref().is_some_and(|vm| self.is_of(*port, vm)),
-        };
-        let senders: Vec<_> = nics(snapshot).filter(sends).collect();
-        let receivers: Vec<_> = nics(snapshot).filter(|(port, _)| self.is_of(*port, &to_vm)).collect();
+        let receives = |nic: &&TestedNic<'_>| (nic.tenant, nic.vm) == (test.to_tenant, test.to_vm);
+        let senders: Vec<_> = self.nics.iter().filter(sends).collect();
+        let receivers: Vec<_> = self.nics.iter().filter(receives).collect();
         let mut sent = 0;
-        for (from, sender) in &senders {
-            for (to, receiver) in receivers.iter().filter(|(to, _)| to != from) {
-                for (source, destination) in pairs(sender, receiver) {
+        for from in &senders {
+            for to in receivers.iter().filter(|to| to.id != from.id) {
+                for (source, destination) in pairs(from.port, to.port) {
                     self.left =
                         self.left.checked_sub(1).ok_or("the tests of the file stand for too many packets")?;
                     sent += 1;
-                    self.packet((*from, sender), *to, (source, destination), test)?;
+                    self.packet(from, to.id, (source, destination), test)?;
                 }
             }
         }
@@ -102,31 +106,24 @@ impl Tester<'_> {
         }
     }
 
-    /// Whether a port is a NIC of that VM: `tenant/vm.`.
-    fn is_of(&self, port: PortId, vm: &str) -> bool {
-        self.snapshot
-            .port(port)
-            .is_some_and(|port| port.name.strip_prefix(vm).is_some_and(|nic| !nic.contains('.')))
-    }
-
     /// Sends one packet.
     fn packet(
         &mut self,
-        (from, sender): NicOf<'_>,
+        from: &TestedNic<'_>,
         to: PortId,
         (source, destination): (IpAddr, IpAddr),
         test: &Test,
     ) -> Result<(), String> {
         self.now += APART;
-        let frame = frame(sender.mac, self.snapshot.router_mac, source, destination, test.packet);
+        let frame = frame(from.port.mac, self.snapshot.router_mac, source, destination, test.packet);
         let mut head = Headers::of(VnetHeader::default(), &frame);
         let mut steps = Vec::new();
-        let verdict = forward(self.snapshot, &mut self.state, self.now, from, &mut head, &mut steps);
+        let verdict = forward(self.snapshot, &mut self.state, self.now, from.id, &mut head, &mut steps);
         let arrives = verdict == Verdict::Deliver(to);
         if arrives == test.allow {
             return Ok(());
         }
-        let name = self.snapshot.port(from).map_or("", |port| port.name.as_str());
+        let name = self.snapshot.port(from.id).map_or("", |port| port.name.as_str());
         Err(format!("{source} ({name}) to {destination}: {}", self.outcome(verdict, &steps)))
     }
 
@@ -148,11 +145,17 @@ impl Tester<'_> {
     }
 }
 
-fn nics(snapshot: &Snapshot) -> impl Iterator<Item = NicOf<'_>> {
-    snapshot.ports().filter_map(|(id, port)| match &port.kind {
-        PortKind::Nic(nic) => Some((id, nic)),
-        PortKind::Uplink(_) => None,
-    })
+/// All NICs of the file, in its order.
+fn nics<'s>(topology: &Topology, snapshot: &'s Snapshot, ids: &PortIds) -> Vec<TestedNic<'s>> {
+    let vms = topology.tenants.iter().enumerate().flat_map(|(tenant, model)| {
+        model.vms.iter().enumerate().map(move |(vm, model)| (tenant, vm, model.nics.len()))
+    });
+    let owners = vms.flat_map(|(tenant, vm, nics)| std::iter::repeat_n((tenant, vm), nics));
+    let nics = ids.nics().iter().zip(owners).filter_map(|(id, (tenant, vm))| {
+        let PortKind::Nic(port) = &snapshot.port(*id)?.kind else { return None };
+        Some(TestedNic { id: *id, port, tenant, vm })
+    });
+    nics.collect()
 }
 
 /// The sender's first address of a family, with each of the receiver's.

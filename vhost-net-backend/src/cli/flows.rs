@@ -27,7 +27,8 @@ fn render(context: &Context, flows: &Flows) -> String {
         table.row([Cell::text(safe(&row.tenant))].into_iter().chain(numbers).collect());
     }
     let Flows { capacity, flows: all, displaced, .. } = flows;
-    let foot = "Connections that have timed out count until their place or their tenant's limit needs them gone.\n";
+    let foot =
+        "Connections that have timed out count until their place or their tenant's limit needs them gone.\n";
     table.render(context.paint, context.width)
         + &format!("\n{all} of {capacity} places are taken; {displaced} made room before their time.\n{foot}")
 }
