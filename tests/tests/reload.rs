@@ -106,8 +106,9 @@ fn unchanged_vms_lose_no_frame() -> Result<()> {
         worst = worst.max(begun.elapsed());
         ensure!(said.contains("- vm acme/c") && !socket.exists(), "{said}");
         ensure!(!field.daemon.run_dir().join("other").exists(), "the other tenant's folder is there");
-        wait_for("c's connection to be closed", SOON, || Ok(nic.wait(Duration::ZERO).is_err().then_some(())))
-            .ok();
+        wait_for("c's connection to be closed", SOON, || {
+            Ok(nic.wait(Duration::ZERO).is_err().then_some(()))
+        })?;
         if round % 10 == 9 {
             sent += allowing_c(&mut field)?;
             field.daemon.conserved()?;
@@ -232,9 +233,10 @@ fn uplinks_come_change_and_go() -> Result<()> {
     ensure!(found.contains("10.8.0.0/24") && !found.contains("10.9.0.0/24"), "{found}");
     ensure!(addresses.contains("10.254.1.1/24") && !addresses.contains("10.254.0.1"), "{addresses}");
     netns.run("ping -n -c 1 -W 2 10.8.0.1")?;
+    let fifth = kept_through_changes_of_the_address(&field, &netns, &third)?;
     step("one that cannot be made takes nothing with it");
     netns.run("ip link add vmr2 type veth peer name vmr3")?;
-    let fourth = third.replace("10.8.0.0/24", "10.7.0.0/24")
+    let fourth = fifth.replace("10.8.0.0/24", "10.7.0.0/24")
         + "\n[uplink.bad]\nkind = \"tap\"\ndevice = \"vmr2\"\naddresses = [\"10.253.0.1/24\"]\n";
     let said = field.reload(&fourth)?;
     ensure!(said.contains("nothing was changed") && said.contains("vmr2"), "{said}");
@@ -243,6 +245,57 @@ fn uplinks_come_change_and_go() -> Result<()> {
     step("it goes");
     ensure!(field.reload(&field.texts[0])?.contains("- uplink wan"), "{}", field.daemon.log());
     wait_for("the device to go", SOON, || Ok(netns.run("ip link show vmr1").is_err().then_some(())))?;
+    netns.run("ping -n -c 1 -W 2 10.0.0.1")?;
+    field.nothing_lost()?;
+    field.daemon.conserved()
+}
+
+/// The kernel deletes addresses of a subnet with the first one of it, and all routes with the last one. Returns the file
+/// that runs then.
+fn kept_through_changes_of_the_address(field: &Field, netns: &Netns, text: &str) -> Result<String> {
+    let mut text = text.to_owned();
+    for (old, new, what) in [
+        ("10.254.1.1/24", "10.254.1.2/24", "another address in the same subnet"),
+        ("10.254.1.2/24", "10.254.1.2/25", "the same address with a longer prefix"),
+        ("10.254.1.2/25", "10.254.1.2/24", "and with a shorter one"),
+    ] {
+        step(what);
+        text = text.replace(old, new);
+        let said = field.reload(&text)?;
+        ensure!(said.contains("~ uplink wan"), "{said}");
+        let addresses = netns.run("ip -4 address show dev vmr1")?;
+        ensure!(addresses.contains(new) && !addresses.contains(old), "{addresses}");
+        let routes = netns.run("ip route show dev vmr1 proto 201")?;
+        ensure!(routes.contains("10.8.0.0/24"), "{routes}");
+        netns.run("ping -n -c 1 -W 2 10.8.0.1")?;
+    }
+    Ok(text)
+}
+
+/// Two tenants may have the same addresses; the kernel has one route to them.
+#[test]
+fn a_tap_gets_the_route_back_that_another_one_took() -> Result<()> {
+    if skip::unless("reload taps with the same subnet", &[skip::root()]) {
+        return Ok(());
+    }
+    let netns = Netns::new()?;
+    let mut field = Field::new(Some(&netns))?;
+    let routes = |device: &str| netns.run(&format!("ip route show dev {device} proto 201"));
+    let second = field.texts[0].clone()
+        + "\n[uplink.wan]\nkind = \"tap\"\ndevice = \"vmr1\"\naddresses = [\"10.254.0.1/24\"]\n[tenant.more]\nuplinks = [\"wan\"]\n[tenant.more.network.lan]\nsubnets = [\"10.0.0.0/24\"]\n";
+    step("a change that fails after the other tap was made");
+    netns.run("ip link add vmr2 type veth peer name vmr3")?;
+    let bad = second.clone()
+        + "\n[uplink.bad]\nkind = \"tap\"\ndevice = \"vmr2\"\naddresses = [\"10.253.0.1/24\"]\n";
+    let said = field.reload(&bad)?;
+    ensure!(said.contains("nothing was changed") && said.contains("vmr2"), "{said}");
+    ensure!(routes("vmr0")?.contains("10.0.0.0/24"), "the route was not put back");
+    netns.run("ping -n -c 1 -W 2 10.0.0.1")?;
+    step("the other tap comes, and goes");
+    field.reload(&second)?;
+    ensure!(routes("vmr1")?.contains("10.0.0.0/24"), "the last one in the file has the route");
+    ensure!(field.reload(&field.texts[0])?.contains("- uplink wan"), "{}", field.daemon.log());
+    ensure!(routes("vmr0")?.contains("10.0.0.0/24"), "the route went with the other tap");
     netns.run("ping -n -c 1 -W 2 10.0.0.1")?;
     field.nothing_lost()?;
     field.daemon.conserved()

@@ -1,7 +1,8 @@
 //! The uplinks of a topology as the kernel is to have them, and what another topology makes of them.
 //!
 //! A change opens devices that come, and gives those that stay their new addresses and routes, before anything else changes:
-//! all that can fail is undone by [`Prepared::undo`]. What a device has no more is taken off it at the end.
+//! all that can fail is undone by [`Prepared::undo`]. What a device has no more is taken off it at the end. Either way the
+//! devices that stay are given what is theirs once more: others may have taken it from them meanwhile.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -88,6 +89,10 @@ pub(super) struct Prepared {
     closing: Vec<TapConfig>,
     /// New devices, to be closed if nothing comes of it.
     opening: Vec<TapConfig>,
+    /// All devices of the configuration before, in the order of the file.
+    before: Vec<TapConfig>,
+    /// Whether anything was done.
+    touched: bool,
 }
 
 impl Prepared {
@@ -114,7 +119,9 @@ impl Prepared {
         let mut macs: HashMap<PortId, Mac> = HashMap::new();
         let mut now = configs(&view.topology, queues);
         for (index, id) in view.ids.uplinks().iter().enumerate() {
-            before.extend(now.remove(&index).map(|config| (*id, config)));
+            let config = now.remove(&index);
+            self.before.extend(config.clone());
+            before.extend(config.map(|config| (*id, config)));
             macs.extend(view.macs.get(index).map(|mac| (*id, *mac)));
         }
         let mut next = configs(topology, queues);
@@ -145,6 +152,7 @@ impl Prepared {
         if old == *new {
             return Ok(());
         }
+        self.touched = true;
         self.altered.push((old, new.clone()));
         tap_device::restore(new)
     }
@@ -165,6 +173,7 @@ impl Prepared {
             may,
             "a daemon that started without a tap may not make {device}: restart it for that"
         );
+        self.touched = true;
         let tap = tap_device::open(config).context("cannot add the uplink")?;
         let mac = tap.mac;
         self.opening.push(config.clone());
@@ -176,22 +185,18 @@ impl Prepared {
     pub(super) fn undo(self) {
         drop(self.opened);
         self.opening.iter().for_each(tap_device::close);
-        for (old, new) in self.altered {
-            if let Err(error) = tap_device::restore(&old) {
-                tracing::warn!(
-                    device = old.device,
-                    error = format!("{error:#}"),
-                    "the uplink is not as it was"
-                );
-            }
-            tap_device::withdraw(&new, &old);
+        self.altered.iter().for_each(|(old, new)| tap_device::withdraw(new, old));
+        if self.touched {
+            tap_device::restore_all(&self.before);
         }
     }
 
     /// What the next configuration is given, and what is left to do when it has it.
     pub(super) fn split(self) -> (Taps, Finish) {
-        let Self { kept, macs: _, opened, without, altered, closing, opening: _ } = self;
-        (Taps { kept, opened, without }, Finish { altered, closing })
+        let Self { kept, macs: _, opened, without, altered, closing, opening: _, before: _, touched } = self;
+        let changed = touched || !closing.is_empty();
+        let stay = kept.iter().filter(|_| changed).map(|uplink| uplink.config.clone()).collect();
+        (Taps { kept, opened, without }, Finish { altered, closing, stay })
     }
 }
 
@@ -208,14 +213,15 @@ pub(super) struct Taps {
 pub(super) struct Finish {
     altered: Vec<(TapConfig, TapConfig)>,
     closing: Vec<TapConfig>,
+    /// All devices of this one, if anything changed, in the order of the file.
+    stay: Vec<TapConfig>,
 }
 
 impl Finish {
     /// Takes it off.
     pub(super) fn run(self) {
         self.closing.iter().for_each(tap_device::close);
-        for (old, new) in self.altered {
-            tap_device::withdraw(&old, &new);
-        }
+        self.altered.iter().for_each(|(old, new)| tap_device::withdraw(old, new));
+        tap_device::restore_all(&self.stay);
     }
 }

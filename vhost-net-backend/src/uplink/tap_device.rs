@@ -83,6 +83,20 @@ pub fn restore(config: &TapConfig) -> anyhow::Result<()> {
     runtime.block_on(configure(config)).with_context(|| format!("cannot configure the tap {}", config.device))
 }
 
+/// The same for those that are up, in this order. The kernel takes more off a device than it is told to (with an address,
+/// those of its subnet that came later; with the last one, all routes), and has a route to each subnet once: of two taps
+/// that serve the same addresses the last one here has it.
+pub fn restore_all<'a>(configs: impl IntoIterator<Item = &'a TapConfig>) {
+    // One that is down, or gone, is made whole again by its keeper.
+    for config in configs.into_iter().filter(|config| sys::interface(&config.device).is_ok_and(|(_, up)| up))
+    {
+        if let Err(error) = restore(config) {
+            let error = format!("{error:#}");
+            tracing::warn!(device = config.device, error, "the uplink has not all that it needs");
+        }
+    }
+}
+
 async fn configure(config: &TapConfig) -> anyhow::Result<()> {
     let (connection, handle, _) = rtnetlink::new_connection()?;
     tokio::spawn(connection);
@@ -151,20 +165,29 @@ fn take_off(device: &str, addresses: &[IpNet], routes: &[IpNet]) {
     }
 }
 
+/// Takes off what is there; what cannot be taken off does not keep the rest.
 async fn remove(device: &str, addresses: &[IpNet], routes: &[IpNet]) -> anyhow::Result<()> {
     let (connection, handle, _) = rtnetlink::new_connection()?;
     tokio::spawn(connection);
     let link = handle.link().get().match_name(device.to_owned()).execute().try_next().await?;
     let index = link.context("it is gone")?.header.index;
     for subnet in routes {
-        handle.route().del(route(index, *subnet)?).execute().await?;
+        let removed = handle.route().del(route(index, *subnet)?).execute().await;
+        removed.unwrap_or_else(|error| tracing::debug!(device, %subnet, %error, "the route stays"));
     }
     for address in addresses {
-        let found = handle.address().get().set_link_index_filter(index);
-        let mut found = found.set_address_filter(address.addr()).execute();
-        while let Some(message) = found.try_next().await? {
-            handle.address().del(message).execute().await?;
-        }
+        let removed = remove_address(&handle, index, *address).await;
+        removed.unwrap_or_else(|error| tracing::debug!(device, %address, %error, "the address stays"));
+    }
+    Ok(())
+}
+
+async fn remove_address(handle: &Handle, index: u32, address: IpNet) -> Result<(), rtnetlink::Error> {
+    let found = handle.address().get().set_link_index_filter(index).set_address_filter(address.addr());
+    // The same address with another prefix length is another one.
+    let mut found = found.set_prefix_length_filter(address.prefix_len()).execute();
+    while let Some(message) = found.try_next().await? {
+        handle.address().del(message).execute().await?;
     }
     Ok(())
 }
