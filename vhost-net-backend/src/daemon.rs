@@ -23,7 +23,7 @@ use router::snapshot::{PortIds, PortKind};
 use router::{FlowTable, PortId, Snapshot};
 use topology::{Mac, Topology, UplinkKind};
 
-pub use self::apply::{Applier, Origin};
+pub use self::apply::{Applier, Origin, Stored};
 use self::attachments::Attachments;
 pub use self::view::{Board, View};
 use crate::control::{self, ControlServer};
@@ -84,7 +84,7 @@ impl Daemon {
         let counters = Counters::carry_on(&stats, count, &identities, left.as_ref())
             .with_context(|| format!("cannot create {}", stats.display()))?;
         let ids = PortIds::fresh(&topology);
-        // Without a history on the disk, what was handed over is all that is known of the past.
+        // Of a configuration that came back, the number is in what was handed over, and not on the disk.
         let handed = ids.iter().filter_map(|id| counters.identity(id)?.generation()).max();
         origin.generation = origin.generation.max(handed.unwrap_or(1));
         let (kept, taps) = uplinks::open(&topology, &ids, count, taps)?;
@@ -120,10 +120,6 @@ impl Daemon {
         let to_keeper = events.0.clone();
         let keeper = keeper::spawn(kept, board.clone(), Arc::clone(&workers), events)?;
         let listeners = prepared.start()?;
-        // Now it runs; until here the next daemon would have begun with the generation before.
-        if let Some(generations) = &origin.generations {
-            generations.set_current(origin.generation).context("cannot keep the topology")?;
-        }
         let setup = apply::Setup {
             board: board.clone(),
             workers: Arc::clone(&workers),

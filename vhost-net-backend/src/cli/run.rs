@@ -1,6 +1,7 @@
 //! `vmrouter run [F]`: the daemon.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use topology::{Plan, Topology, UplinkKind};
@@ -13,7 +14,7 @@ use super::text::{count, safe};
 use super::{Exit, Failure, Page, change, check, logging};
 use crate::control::group;
 use crate::daemon::generations::{self, Generations, Outcome, Record, Text};
-use crate::daemon::{Daemon, Origin};
+use crate::daemon::{Daemon, Origin, Stored};
 use crate::handover::{Inherited, fd_store, take_over};
 use crate::sandbox::{self, Confinement, Needs};
 use crate::tested::tested;
@@ -26,8 +27,8 @@ pub struct Args {
     /// Where the sockets go
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
-    /// Where topologies are kept that ran [default: $STATE_DIRECTORY, with --run-dir the same, /var/lib/vmrouter as root,
-    /// $XDG_STATE_HOME/vmrouter]
+    /// Where topologies are kept that ran [default: $STATE_DIRECTORY, with --run-dir or `run_dir` in the file the same,
+    /// /var/lib/vmrouter as root, $XDG_STATE_HOME/vmrouter]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// Run although the file asks for protection that this version does not give
@@ -44,16 +45,21 @@ pub struct Args {
 /// When the file is wrong or asks for protection that is not built (exit code 2), or when the daemon cannot start.
 pub fn run(args: &Args) -> Result<Page, Failure> {
     logging::start("info");
-    let state_dir = state_dir(args.state_dir.as_deref(), args.run_dir.as_deref())?;
     let text = match &args.file {
         Some(file) => change::read(file)?,
-        None => generations::last(&state_dir).map_err(|error| Failure::failed(error.to_string()))?.1,
+        None => {
+            let state_dir = state_dir(args.state_dir.as_deref(), args.run_dir.as_deref())?;
+            generations::last(&state_dir).map_err(|error| Failure::failed(error.to_string()))?.1
+        }
     };
     let wrong = |message| Failure { exit: Exit::Usage, message };
     let topology = topology::parse(&text.name, &text.text)
         .map_err(|problems| wrong(problems.render(Paint::stderr().0)))?;
     let topology = tested(topology, &safe(&text.name)).map_err(wrong)?;
     refuse_unenforced(args.allow_unenforced, &text.name, &topology)?;
+    // Without a file, where the last one was found.
+    let given = args.file.as_ref().and(topology.router.run_dir.as_deref());
+    let state_dir = state_dir(args.state_dir.as_deref(), args.run_dir.as_deref().or(given))?;
     let run_dir = run_dir(args.run_dir.as_deref(), topology.router.run_dir.as_deref())?;
     raise_file_limit();
     // Threads inherit it: there must be none yet.
@@ -97,8 +103,17 @@ fn serve(
     let service = runtime.block_on(async { Service::new() });
     let service = service.map_err(|error| Failure::failed(format!("cannot catch signals: {error}")))?;
     let inherited = inherited(args, run_dir)?;
-    let origin = origin(text, state_dir, &topology, args.allow_unenforced)
-        .map_err(|error| Failure::failed(format!("cannot keep the topology: {error}")))?;
+    let took_over = !inherited.is_empty();
+    let not_kept = |error| Failure::failed(format!("cannot keep the topology: {error}"));
+    let generations = match Generations::open(state_dir) {
+        // The guests' connections are here now: without a history they are still served.
+        Err(error) if took_over => {
+            tracing::error!(%error, "what runs and will be applied is not kept");
+            None
+        }
+        opened => Some(opened.map_err(not_kept)?),
+    };
+    let origin = origin(text, generations, &topology, args.allow_unenforced);
     let nics = topology.tenants.iter().flat_map(|t| &t.vms).map(|vm| vm.nics.len()).sum();
     let daemon = Daemon::start_with(topology, run_dir, inherited, origin);
     let daemon = daemon.map_err(|error| Failure::failed(format!("{error:#}")))?;
@@ -106,6 +121,17 @@ fn serve(
     let door = door.map_err(|error| Failure::failed(format!("cannot make the hand-over socket: {error}")))?;
     let _ = daemon.view().health.landlock.set(files.to_string());
     sandbox::seal().map_err(|error| Failure::failed(format!("{error:#}")))?;
+    // It serves; until here the next daemon would have begun with the generation before.
+    match daemon.applier().keep() {
+        Err(error) if took_over => {
+            tracing::error!(%error, "it runs, but the next daemon without a file starts with the one before");
+        }
+        Err(error) => {
+            daemon.stop();
+            return Err(not_kept(error));
+        }
+        Ok(()) => {}
+    }
     println!("vmrouter is ready: {}, sockets below {}", count(nics, "NIC"), run_dir.display());
     let end = match runtime.block_on(service.run(&daemon, args.file.as_deref(), &door)) {
         Ok(end) => end,
@@ -125,27 +151,26 @@ fn serve(
     Ok(Page::default())
 }
 
-/// The generation that the daemon starts with: a file that is not the current one becomes the next.
+/// The generation that the daemon starts with: a file that is not the current one becomes the next, once it runs.
 fn origin(
     text: Text,
-    state_dir: &Path,
+    generations: Option<Generations>,
     topology: &Topology,
     allow_unenforced: bool,
-) -> std::io::Result<Origin> {
-    let generations = Generations::open(state_dir)?;
-    let current = generations.current();
-    let generation = match &current {
-        Some((number, kept)) if kept.text == text.text => *number,
-        Some(_) | None => {
+) -> Origin {
+    let current = generations.as_ref().and_then(Generations::current);
+    let (generation, stored) = match (&generations, current) {
+        (_, Some((number, kept))) if kept.text == text.text => (number, Stored::As(number)),
+        (Some(generations), current) => {
             let number = generations.newest() + 1;
             let before = current.and_then(|(_, kept)| topology::parse(&kept.name, &kept.text).ok());
             let plan = before.map(|before| Plan::between(&before, topology)).unwrap_or_default();
             let uid = rustix::process::getuid().as_raw();
-            generations.add(&Record::new(number, uid, &text.name, &plan, Outcome::Applied), &text.text)?;
-            number
+            (number, Stored::New(Record::new(number, uid, &text.name, &plan, Outcome::Applied)))
         }
+        (None, _) => (0, Stored::Nowhere),
     };
-    Ok(Origin { text, generations: Some(generations), generation, allow_unenforced })
+    Origin { text, generations: generations.map(Arc::new), generation, stored, allow_unenforced }
 }
 
 fn inherited(args: &Args, run_dir: &Path) -> Result<Inherited, Failure> {
@@ -217,10 +242,15 @@ mod tests {
         let topology = topology::parse("t", "version = 1").unwrap();
         let text = |text: &str| Text { name: "/etc/t.toml".to_owned(), text: text.to_owned() };
         for (given, wanted) in [("version = 1", 1), ("version = 1", 1), ("version = 1 # new", 2)] {
-            let origin = origin(text(given), folder.path(), &topology, false).unwrap();
+            let generations = Generations::open(folder.path()).unwrap();
+            let origin = origin(text(given), Some(generations), &topology, false);
             assert_eq!(origin.generation, wanted, "{given}");
             // As the daemon does once it runs.
-            origin.generations.unwrap().set_current(wanted).unwrap();
+            let generations = origin.generations.unwrap();
+            if let Stored::New(record) = origin.stored {
+                generations.add(&record, given).unwrap();
+            }
+            generations.set_current(wanted).unwrap();
         }
         assert_eq!(generations::last(folder.path()).unwrap().1.text, "version = 1 # new");
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::Failure;
 
 /// STATE_DIR: `flag` (`--state-dir`), else `$STATE_DIRECTORY` (systemd), else the run directory if that was `given` by
-/// `--run-dir` (a second daemon must not touch what is the first one's), else `/var/lib/vmrouter` as root, else
+/// `--run-dir` or in the topology file (a second daemon must not touch what is the first one's), else `/var/lib/vmrouter` as root, else
 /// `$XDG_STATE_HOME/vmrouter` or `~/.local/state/vmrouter`.
 ///
 /// # Errors

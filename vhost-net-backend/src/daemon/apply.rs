@@ -12,12 +12,13 @@
 //! of one that comes have the generation of the configuration with which it came.
 //!
 //! A change that is to be confirmed comes with a thread that waits: unless somebody [confirms](Applier::confirm) it in time,
-//! the configuration before it comes back in the same way. Until then it is not the current generation on the disk, so a
+//! the configuration before it comes back in the same way, as soon as that can be done. Until then it is not the current generation on the disk, so a
 //! daemon that crashes meanwhile starts with the one before, too.
 
 mod next;
 mod refusal;
 
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -35,17 +36,34 @@ use crate::tested::tested;
 use crate::uplink::UplinkEvent;
 use crate::worker::WorkerHandle;
 
+/// Between two attempts to bring back what ran before.
+const RETRY: Duration = Duration::from_secs(5);
+
 /// Where the configuration came from that a daemon starts with, and where others are kept.
 #[derive(Debug, Default)]
 pub struct Origin {
     /// Its file.
     pub text: Text,
     /// Where generations are kept, if they are.
-    pub generations: Option<Generations>,
-    /// Its number; 0: none was given.
+    pub generations: Option<Arc<Generations>>,
+    /// Its number; 0: none was given. That of one that came back is greater than its file's.
     pub generation: u64,
+    /// Where its file is among the generations.
+    pub stored: Stored,
     /// Whether a topology may ask for protection that this version does not give.
     pub allow_unenforced: bool,
+}
+
+/// Where the file of a configuration is among the generations.
+#[derive(Clone, Debug, Default)]
+pub enum Stored {
+    /// It is not there.
+    #[default]
+    Nowhere,
+    /// It is to be written down as this one once it runs: see [`Applier::keep`].
+    New(Record),
+    /// It has that number.
+    As(u64),
 }
 
 /// What a change works with.
@@ -70,7 +88,7 @@ pub(super) struct Pending {
     record: Record,
     until: Instant,
     /// What comes back otherwise.
-    before: (Arc<Topology>, Text),
+    before: (Arc<Topology>, Text, Stored),
     _waiting: Sender<(u64, Duration)>,
 }
 
@@ -129,8 +147,11 @@ impl Applier {
             let left = pending.until.saturating_duration_since(Instant::now());
             return Err(Refusal::Pending(pending.record.generation, left));
         }
-        let before = (Arc::clone(&setup.board.view().topology), setup.origin.text.clone());
+        let Origin { text, stored, .. } = &setup.origin;
+        let before = (Arc::clone(&setup.board.view().topology), text.clone(), stored.clone());
         if request.text.text == before.1.text {
+            // Perhaps the disk has room again.
+            setup.keep_or_say();
             let (plan, generation) = (Plan::default(), setup.origin.generation);
             return Ok(Applied { plan, generation, took: Duration::ZERO });
         }
@@ -164,15 +185,33 @@ impl Applier {
         Ok(generation)
     }
 
+    /// The next daemon that is given no file starts with the configuration that runs, from now on: it serves.
+    ///
+    /// # Errors
+    /// The disk does not take it.
+    pub fn keep(&self) -> io::Result<()> {
+        match self.lock().as_mut() {
+            // Somebody was very fast: that is what becomes of it then.
+            Some(Setup { pending: Some(_), .. }) | None => Ok(()),
+            Some(setup) => setup.keep(),
+        }
+    }
+
     /// What is known of all generations, the oldest first, and the one that the next daemon starts with.
     ///
     /// # Errors
     /// The daemon is about to end, or keeps none.
     pub fn history(&self) -> Result<(Vec<Record>, Option<u64>, u64), Refusal> {
+        let (generations, running) = self.generations()?;
+        let (records, current) = generations.history();
+        Ok((records, current, running))
+    }
+
+    /// What is read from there is read without the lock: a disk may be slow, and changes do not wait for it.
+    fn generations(&self) -> Result<(Arc<Generations>, u64), Refusal> {
         let setup = self.lock();
         let origin = &setup.as_ref().ok_or(Refusal::Closing)?.origin;
-        let (records, current) = origin.generations.as_ref().ok_or(Refusal::NoHistory)?.history();
-        Ok((records, current, origin.generation))
+        Ok((Arc::clone(origin.generations.as_ref().ok_or(Refusal::NoHistory)?), origin.generation))
     }
 
     /// The topology file of a generation.
@@ -180,9 +219,7 @@ impl Applier {
     /// # Errors
     /// There is none, or the daemon keeps none.
     pub fn text(&self, generation: u64) -> Result<Text, Refusal> {
-        let setup = self.lock();
-        let origin = &setup.as_ref().ok_or(Refusal::Closing)?.origin;
-        let generations = origin.generations.as_ref().ok_or(Refusal::NoHistory)?;
+        let (generations, _) = self.generations()?;
         generations.text(generation).map_err(|error| Refusal::Failed(error.into()))
     }
 
@@ -195,26 +232,29 @@ impl Applier {
         Ok(tell)
     }
 
-    fn roll_back(&self, generation: u64) {
+    /// Whether there is nothing to be brought back any more.
+    fn roll_back(&self, generation: u64) -> bool {
         let mut setup = self.lock();
-        let Some(setup) = setup.as_mut() else { return };
-        let Some(Pending { record, before: (topology, text), .. }) =
-            setup.pending.take_if(|pending| pending.record.generation == generation)
-        else {
-            return;
+        let Some(setup) = setup.as_mut() else { return true };
+        let Some(pending) = setup.pending.take_if(|pending| pending.record.generation == generation) else {
+            return true;
         };
+        let topology = Topology::clone(&pending.before.0);
         let plan = Plan::between(&setup.board.view().topology, &topology);
-        match setup.replace(Topology::clone(&topology), plan, setup.next_number(), |_| Ok(())) {
-            Ok(_) => {
-                setup.origin.text = text;
-                setup.note(&Record { outcome: Outcome::RolledBack, ..record });
-                tracing::warn!(
-                    generation,
-                    "nobody confirmed the change: the configuration before it is back"
-                );
-            }
-            Err(refusal) => tracing::error!(generation, %refusal, "the change cannot be rolled back"),
+        let number = setup.next_number();
+        if let Err(refusal) = setup.replace(topology, plan, number, |_| Ok(())) {
+            tracing::error!(generation, %refusal, "the change cannot be rolled back yet: in {RETRY:?} again");
+            setup.pending = Some(pending);
+            return false;
         }
+        let Pending { record, before: (_, text, stored), .. } = pending;
+        (setup.origin.text, setup.origin.stored) = (text, stored);
+        let used = setup.origin.generations.as_ref().map_or(Ok(()), |generations| generations.use_up(number));
+        used.unwrap_or_else(|error| tracing::warn!(%error, "another daemon may use a number again"));
+        setup.keep_or_say();
+        setup.note(&Record { outcome: Outcome::RolledBack, ..record });
+        tracing::warn!(generation, "nobody confirmed the change: the configuration before it is back");
+        true
     }
 
     /// Lets a change that is under way come to its end; there will be no other.
@@ -232,7 +272,7 @@ impl Applier {
 impl Setup {
     /// The next number of a configuration: never used before.
     fn next_number(&self) -> u64 {
-        let newest = self.origin.generations.as_ref().map_or(0, Generations::newest);
+        let newest = self.origin.generations.as_ref().map_or(0, |generations| generations.newest());
         self.origin.generation.max(newest) + 1
     }
 
@@ -253,13 +293,33 @@ impl Setup {
             self.origin.generations.iter().for_each(|generations| generations.forget(generation));
         })?;
         self.origin.text = request.text.clone();
-        if request.confirm.is_none()
-            && let Some(generations) = &self.origin.generations
-            && let Err(error) = generations.set_current(generation)
-        {
-            tracing::error!(%error, "it runs, but the next daemon without a file starts with the one before");
+        let is_kept = self.origin.generations.is_some();
+        self.origin.stored = if is_kept { Stored::As(generation) } else { Stored::Nowhere };
+        if request.confirm.is_none() {
+            self.keep_or_say();
         }
         Ok((applied, record))
+    }
+
+    /// Makes what runs the current generation, and writes it down if that is still to be done.
+    fn keep(&mut self) -> io::Result<()> {
+        let Some(generations) = &self.origin.generations else { return Ok(()) };
+        if let Stored::New(record) = &self.origin.stored {
+            let number = record.generation;
+            let added = generations.add(record, &self.origin.text.text);
+            added.inspect_err(|_| generations.forget(number))?;
+            self.origin.stored = Stored::As(number);
+        }
+        match self.origin.stored {
+            Stored::As(number) => generations.set_current(number),
+            Stored::New(_) | Stored::Nowhere => Ok(()),
+        }
+    }
+
+    fn keep_or_say(&mut self) {
+        if let Err(error) = self.keep() {
+            tracing::error!(%error, "it runs, but the next daemon without a file starts with the one before");
+        }
     }
 
     /// Changes what runs; `keep` comes last of what can fail.
@@ -300,11 +360,13 @@ impl Setup {
 
 fn wait(applier: &Weak<Applier>, told: &Receiver<(u64, Duration)>) {
     // Nothing was changed.
-    let Ok((generation, time)) = told.recv() else { return };
-    if told.recv_timeout(time) == Err(RecvTimeoutError::Timeout)
-        && let Some(applier) = applier.upgrade()
-    {
-        applier.roll_back(generation);
+    let Ok((generation, mut time)) = told.recv() else { return };
+    // It is confirmed, or the daemon ends, when the sender goes.
+    while told.recv_timeout(time) == Err(RecvTimeoutError::Timeout) {
+        if applier.upgrade().is_none_or(|applier| applier.roll_back(generation)) {
+            return;
+        }
+        time = RETRY;
     }
 }
 

@@ -5,6 +5,7 @@
 //! | `N.toml` | the topology file of generation N, as it was given |
 //! | `N.json` | its [`Record`] |
 //! | `current` | the number of the one that the next `vmrouter run` without a file starts with |
+//! | `used` | a number that was used without a file: that of a configuration which came back |
 //!
 //! Every file appears whole, by a rename, and is on the disk before `current` names it: a crash at any moment leaves the
 //! generation before or the one after. One daemon uses the folder at a time.
@@ -97,10 +98,19 @@ impl Generations {
         Ok(Self { folder, _lock: lock })
     }
 
-    /// The number of the newest one; 0: there is none.
+    /// The greatest number that was used; 0: there is none.
     #[must_use]
     pub fn newest(&self) -> u64 {
-        numbers(&self.folder).last().copied().unwrap_or(0)
+        let used = number(&self.folder, "used").unwrap_or(0);
+        numbers(&self.folder).last().copied().unwrap_or(0).max(used)
+    }
+
+    /// No generation gets that number any more, though it has no file.
+    ///
+    /// # Errors
+    /// As [`Self::add`].
+    pub fn use_up(&self, generation: u64) -> io::Result<()> {
+        self.put("used", format!("{generation}\n").as_bytes())
     }
 
     /// Writes a generation down. It is not the current one yet: see [`Self::set_current`].
@@ -132,6 +142,9 @@ impl Generations {
     /// # Errors
     /// As [`Self::add`].
     pub fn set_current(&self, generation: u64) -> io::Result<()> {
+        if current(&self.folder) == Some(generation) {
+            return Ok(());
+        }
         self.put("current", format!("{generation}\n").as_bytes())?;
         let numbers = numbers(&self.folder);
         let old = numbers.iter().rev().skip(KEPT).filter(|number| **number != generation);
@@ -204,7 +217,11 @@ fn text(folder: &Path, generation: u64) -> io::Result<Text> {
 }
 
 fn current(folder: &Path) -> Option<u64> {
-    fs::read_to_string(folder.join("current")).ok()?.trim().parse().ok()
+    number(folder, "current")
+}
+
+fn number(folder: &Path, name: &str) -> Option<u64> {
+    fs::read_to_string(folder.join(name)).ok()?.trim().parse().ok()
 }
 
 /// Of all generations, the least first.
@@ -258,6 +275,8 @@ mod tests {
         assert_eq!(generations.history().0.last().unwrap().outcome, Outcome::RolledBack);
         generations.forget(150);
         assert_eq!(generations.newest(), 149);
+        generations.use_up(151).unwrap();
+        assert_eq!(generations.newest(), 151);
         drop(generations);
         assert_eq!(Generations::open(folder.path()).unwrap().current().unwrap().0, 3);
     }

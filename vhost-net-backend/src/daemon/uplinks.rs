@@ -129,7 +129,10 @@ impl Prepared {
             let old = before.remove(&port);
             let Some(config) = next.remove(&index) else {
                 self.macs.push(Mac::default());
-                self.without.push(port);
+                // The others had no device before either, and control knows it.
+                if old.is_some() || !view.ids.uplinks().contains(&port) {
+                    self.without.push(port);
+                }
                 self.closing.extend(old);
                 continue;
             };

@@ -44,6 +44,12 @@ pub struct PortLeft {
 }
 
 impl Inherited {
+    /// Whether there was no predecessor.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.counters.is_none() && self.taps.is_empty() && self.ports.is_empty()
+    }
+
     /// Reads all parts. What cannot be read is said once, and left out.
     #[must_use]
     pub fn read(parts: &[OwnedFd]) -> Self {
