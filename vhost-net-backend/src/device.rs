@@ -1,4 +1,4 @@
-//! What the packet path makes of a session's wishes: receive vrings into the port table, transmit vrings to their worker.
+//! What the packet path makes of a session's wishes: receive vrings into the port, transmit vrings to their worker.
 //!
 //! A port may have two front ends, of which one owns it ([`crate::seats`]): what the other one wishes waits.
 
@@ -10,7 +10,7 @@ use router::PortId;
 
 use crate::datapath::TxQueue;
 use crate::gather::Gathering;
-use crate::port::{Device, Negotiated, Peer, PortShared, PortTable, RingStatus, lock};
+use crate::port::{Device, Negotiated, Peer, PortShared, RingStatus, lock};
 use crate::ring_state::NicState;
 use crate::seats::{SeatId, Seats};
 use crate::vhost_user::Hangup;
@@ -31,10 +31,10 @@ impl PortDevice {
         port: PortId,
         peer: Peer,
         hangup: Option<Hangup>,
-        ports: PortTable,
+        shared: Option<Arc<PortShared>>,
         workers: Arc<[WorkerHandle]>,
     ) -> Self {
-        let rings = Rings { port, ports, workers, state: None, gathering: Gathering::default() };
+        let rings = Rings { port, shared, workers, state: None, gathering: Gathering::default() };
         let seat = rings.seats().map(|(shared, mut seats)| {
             lock(&shared.status).connects += 1;
             let seat = seats.join(peer, hangup);
@@ -196,7 +196,8 @@ impl Drop for PortDevice {
 #[derive(Debug)]
 struct Rings {
     port: PortId,
-    ports: PortTable,
+    /// This port only: a connection outlives many tables of ports, and what is in them.
+    shared: Option<Arc<PortShared>>,
     workers: Arc<[WorkerHandle]>,
     /// Where the vrings' progress is kept.
     state: Option<Arc<NicState>>,
@@ -213,7 +214,7 @@ impl Rings {
     }
 
     fn shared(&self) -> Option<&PortShared> {
-        self.ports.get(self.port.index())
+        self.shared.as_deref()
     }
 
     fn name(&self) -> &str {

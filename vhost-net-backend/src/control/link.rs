@@ -49,7 +49,7 @@ pub(super) async fn set(
 
 fn obey(view: &View, id: PortId, up: bool) -> std::io::Result<Option<api::PortInfo>> {
     let Some(port) = view.ports.get(id.index()) else { return Ok(None) };
-    view.links.set(port.id, up)?;
+    view.links.set(port.id, &port.name, up)?;
     let end = Instant::now() + PATIENCE;
     while !up && is_connected(port) && Instant::now() < end {
         std::thread::sleep(LOOK_EVERY);

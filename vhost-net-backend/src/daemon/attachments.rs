@@ -30,10 +30,10 @@ impl Attachments {
 impl Ports for Attachments {
     fn attach(&self, attach: Attach) -> Box<dyn Device + Send> {
         let Attach { port, peer, hangup, connects } = attach;
-        let (ports, workers) = (self.board.view().ports.clone(), Arc::clone(&self.workers));
-        let state = ports.get(port.index()).and_then(|port| port.state.clone());
+        let (shared, workers) = (self.board.view().ports.share(port), Arc::clone(&self.workers));
+        let state = shared.as_ref().and_then(|port| port.state.clone());
         Box::new(
-            PortDevice::new(port, peer, Some(hangup), ports, workers)
+            PortDevice::new(port, peer, Some(hangup), shared, workers)
                 .with_state(state, self.gathering.clone())
                 .with_connects(connects),
         )

@@ -7,13 +7,14 @@
 use std::io;
 use std::time::Duration;
 
-use crossbeam::channel::{Sender, bounded};
+use crossbeam::channel::Sender;
 use router::PortId;
 
-use super::links::{Links, Order};
+use super::links::{Links, What};
 use super::listener::ListenPort;
 
-/// Longest time for the listening thread: it waits for the threads of connections that it ends, and those for a worker.
+/// Longest time until the listening thread begins: it waits for the threads of connections that it ends, and those for a
+/// worker. The steps that end a change are never left out, however long that takes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One step.
@@ -47,13 +48,13 @@ impl Links {
         if ports.is_empty() {
             return Ok(());
         }
-        self.change(|reply| Change::Prepare { ports, reply })?
+        self.change(Some(PATIENCE), |reply| Change::Prepare { ports, reply })?
     }
 
     /// Removes what [`Self::prepare`] made.
     pub fn abandon(&self) {
         // Without a listening thread there are no sockets either.
-        let _ = self.change(|reply| Change::Abandon { reply });
+        let _ = self.change(None, |reply| Change::Abandon { reply });
     }
 
     /// Ends the connections of these ports; returns when their vrings are stopped. Nobody is let in until
@@ -65,7 +66,7 @@ impl Links {
         if ports.is_empty() {
             return Ok(());
         }
-        self.change(|reply| Change::Detach { ports, reply })
+        self.change(Some(PATIENCE), |reply| Change::Detach { ports, reply })
     }
 
     /// Lets VMMs connect to all ports that are prepared or detached and not gone.
@@ -73,13 +74,14 @@ impl Links {
     /// # Errors
     /// The listening thread is gone.
     pub fn settle(&self, settled: Settled) -> io::Result<()> {
-        self.change(|reply| Change::Settle { settled, reply })
+        self.change(None, |reply| Change::Settle { settled, reply })
     }
 
-    fn change<T>(&self, change: impl FnOnce(Sender<T>) -> Change) -> io::Result<T> {
-        let (reply, answer) = bounded(1);
-        self.order(Order::Change(change(reply)));
-        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the thread that listens does not answer");
-        answer.recv_timeout(PATIENCE).map_err(late)
+    fn change<T>(
+        &self,
+        patience: Option<Duration>,
+        change: impl FnOnce(Sender<T>) -> Change,
+    ) -> io::Result<T> {
+        self.ask(patience, "the thread that listens does not answer", |reply| What::Change(change(reply)))
     }
 }

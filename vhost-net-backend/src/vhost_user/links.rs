@@ -26,9 +26,16 @@ use crate::worker::mailbox;
 /// Longest time for the listening thread to obey: it may be waiting for descriptors.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// What the listening thread is to do.
+/// What the listening thread is to do, unless whoever asked has lost patience.
 #[derive(Debug)]
-pub(super) enum Order {
+pub(super) struct Order {
+    what: What,
+    taken: Arc<AtomicBool>,
+}
+
+/// What that is.
+#[derive(Debug)]
+pub(super) enum What {
     /// Take a link down or up.
     Link(LinkOrder),
     /// Something about the ports themselves.
@@ -39,15 +46,16 @@ pub(super) enum Order {
 #[derive(Debug)]
 pub(super) struct LinkOrder {
     pub(super) port: PortId,
+    /// Whose id that was: it may be another one's by now.
+    pub(super) name: String,
     pub(super) up: bool,
     pub(super) reply: Sender<io::Result<()>>,
-    taken: Arc<AtomicBool>,
 }
 
-impl LinkOrder {
-    /// Whether it is still wanted: whoever asked has not lost patience, and will hear what came of it.
-    pub(super) fn take(&self) -> bool {
-        !self.taken.swap(true, Ordering::AcqRel)
+impl Order {
+    /// What is to be done, if it is still wanted: whoever asked will hear what came of it.
+    pub(super) fn take(self) -> Option<What> {
+        (!self.taken.swap(true, Ordering::AcqRel)).then_some(self.what)
     }
 }
 
@@ -76,26 +84,39 @@ impl Links {
         Ok((Self { orders: sender, bell: Arc::clone(&bell) }, LinkOrders { orders, bell }))
     }
 
-    /// Takes the NIC's link down or up; returns when no new connection can be made, or one can.
+    /// Takes the link of the NIC of that id and name down or up; returns when no new connection can be made, or one can.
     ///
     /// # Errors
     /// It cannot be done, and the link is as it was; or the daemon is stopping.
-    pub fn set(&self, port: PortId, up: bool) -> io::Result<()> {
-        let (reply, answer) = bounded(1);
-        let taken = Arc::new(AtomicBool::new(false));
-        self.order(Order::Link(LinkOrder { port, up, reply, taken: Arc::clone(&taken) }));
-        let late =
-            || Err(io::Error::new(io::ErrorKind::TimedOut, "the daemon is stopping or short of descriptors"));
-        match answer.recv_timeout(PATIENCE) {
-            Ok(done) => done,
-            // Nobody will act on it any more.
-            Err(_) if !taken.swap(true, Ordering::AcqRel) => late(),
-            Err(_) => answer.recv().unwrap_or_else(|_| late()),
-        }
+    pub fn set(&self, port: PortId, name: &str, up: bool) -> io::Result<()> {
+        let name = name.to_owned();
+        let order = |reply| What::Link(LinkOrder { port, name, up, reply });
+        let late = "the daemon is stopping or short of descriptors";
+        self.ask(Some(PATIENCE), late, order)?
     }
 
-    pub(super) fn order(&self, order: Order) {
+    /// Has it done, if the listening thread begins with it within `patience`, and waits until it is done. What was not begun
+    /// by then is never done.
+    pub(super) fn ask<T>(
+        &self,
+        patience: Option<Duration>,
+        late: &str,
+        what: impl FnOnce(Sender<T>) -> What,
+    ) -> io::Result<T> {
+        let (reply, answer) = bounded(1);
+        let taken = Arc::new(AtomicBool::new(false));
+        let order = Order { what: what(reply), taken: Arc::clone(&taken) };
         mailbox::post(&self.orders, &*self.bell, order);
+        let late = || io::Error::new(io::ErrorKind::TimedOut, late);
+        if let Some(patience) = patience {
+            match answer.recv_timeout(patience) {
+                Ok(done) => return Ok(done),
+                // Nobody will act on it any more.
+                Err(_) if !taken.swap(true, Ordering::AcqRel) => return Err(late()),
+                Err(_) => {}
+            }
+        }
+        answer.recv().map_err(|_| late())
     }
 }
 
@@ -126,5 +147,47 @@ pub(super) fn mark_down(mark: &Path, down: bool) -> io::Result<()> {
     match fs::remove_file(mark) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(naming(error)),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_waits_for_any_more_is_not_done() {
+        let (links, orders) = Links::new().unwrap();
+        assert_eq!(links.set(PortId(3), "acme/web1.0", false).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        let prepare = |reply| What::Change(Change::Prepare { ports: Vec::new(), reply });
+        let late = links.ask(Some(Duration::from_millis(1)), "late", prepare).unwrap_err();
+        assert_eq!(late.to_string(), "late");
+        let wanted: Vec<_> = orders.collect().into_iter().map(Order::take).collect();
+        assert!(matches!(wanted[..], [None, None]), "{wanted:?}");
+    }
+
+    #[test]
+    fn what_was_begun_is_waited_for_and_the_end_of_a_change_always_comes() {
+        let (links, orders) = Links::new().unwrap();
+        let patience = Duration::from_millis(50);
+        let listening = std::thread::spawn(move || {
+            let mut done = 0;
+            while done < 2 {
+                for order in orders.collect() {
+                    let taken = order.take();
+                    std::thread::sleep(4 * patience);
+                    match taken {
+                        Some(What::Change(Change::Detach { reply, .. } | Change::Abandon { reply })) => {
+                            reply.send(()).unwrap();
+                        }
+                        other => panic!("{other:?}"),
+                    }
+                    done += 1;
+                }
+            }
+        });
+        let detach = |reply| What::Change(Change::Detach { ports: Vec::new(), reply });
+        links.ask(Some(patience), "late", detach).unwrap();
+        links.abandon();
+        listening.join().unwrap();
     }
 }

@@ -21,11 +21,10 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, p
 use rustix::io::Errno;
 use tracing::{debug, info, warn};
 
-use super::change::{Change, Settled};
 use super::connection::{End, Hangup};
 use super::dial::Dialer;
 use super::error::SessionError;
-use super::links::{self, LinkOrders, Order};
+use super::links::{self, LinkOrder, LinkOrders, What};
 use super::owners::MemoryOwners;
 use super::served_port::{ServedPort, StoppedPort};
 use super::session::SessionConfig;
@@ -226,13 +225,13 @@ enum Door {
 }
 
 /// One port; the file of a socket of ours goes with it.
-struct Place {
+pub(super) struct Place {
     door: Door,
-    served: ServedPort,
+    pub(super) served: ServedPort,
     /// Whether its link is down: nobody is let in.
-    shut: bool,
+    pub(super) shut: bool,
     /// Nobody is let in for the moment: the configuration changes. Whoever connects waits.
-    held: bool,
+    pub(super) held: bool,
     /// The next daemon takes the socket: its file stays.
     leaves: bool,
 }
@@ -302,14 +301,14 @@ impl Drop for Place {
 }
 
 /// The listening thread.
-struct Acceptor {
-    epoll: OwnedFd,
+pub(super) struct Acceptor {
+    pub(super) epoll: OwnedFd,
     shared: Arc<Shared>,
     /// Who may use our sockets.
     group: Option<u32>,
-    ports: BTreeMap<PortId, Place>,
+    pub(super) ports: BTreeMap<PortId, Place>,
     /// Of the next configuration; all of them are held.
-    prepared: BTreeMap<PortId, Place>,
+    pub(super) prepared: BTreeMap<PortId, Place>,
     orders: LinkOrders,
 }
 
@@ -326,7 +325,7 @@ impl Acceptor {
     }
 
     /// A port with its door, where `events` are waited for.
-    fn make(
+    pub(super) fn make(
         &self,
         port: ListenPort,
         listener: Option<UnixListener>,
@@ -349,7 +348,7 @@ impl Acceptor {
     }
 
     /// Shuts the port if an operator left its link down, and tells the daemon.
-    fn tell_link(&self, place: &mut Place) {
+    pub(super) fn tell_link(&self, place: &mut Place) {
         let port = Arc::clone(&place.served.port);
         let shut = links::is_down(&port.down_mark);
         self.shared.daemon.link(port.id, !shut);
@@ -361,91 +360,23 @@ impl Acceptor {
 
     fn obey(&mut self) {
         for order in self.orders.collect() {
-            match order {
-                Order::Link(order) if order.take() => {
-                    let (port, up) = (order.port, order.up);
-                    let place = self.ports.get_mut(&port);
-                    let done = place.map_or(Err(io::ErrorKind::NotFound.into()), |place| place.set_link(up));
-                    if done.is_ok() {
-                        self.shared.daemon.link(port, up);
-                    }
-                    // Whoever asked waits for it.
-                    let _ = order.reply.send(done);
-                }
-                Order::Link(_) => {}
-                Order::Change(change) => self.change(change),
+            match order.take() {
+                Some(What::Link(order)) => self.set_link(order),
+                Some(What::Change(change)) => self.change(change),
+                None => debug!("an order came too late"),
             }
         }
     }
 
-    /// Takes one step of a change; whoever asked waits for it.
-    fn change(&mut self, change: Change) {
-        match change {
-            Change::Prepare { ports, reply } => drop(reply.send(self.prepare(ports))),
-            Change::Abandon { reply } => {
-                self.prepared.clear();
-                let _ = reply.send(());
-            }
-            Change::Detach { ports, reply } => {
-                self.detach(&ports);
-                let _ = reply.send(());
-            }
-            Change::Settle { settled, reply } => {
-                self.settle(settled);
-                let _ = reply.send(());
-            }
+    fn set_link(&mut self, order: LinkOrder) {
+        let LinkOrder { port, name, up, reply } = order;
+        let place = self.ports.get_mut(&port).filter(|place| place.served.port.name == name);
+        let done = place.map_or(Err(io::ErrorKind::NotFound.into()), |place| place.set_link(up));
+        if done.is_ok() {
+            self.shared.daemon.link(port, up);
         }
-    }
-
-    fn prepare(&mut self, ports: Vec<ListenPort>) -> io::Result<()> {
-        for port in ports {
-            match self.make(port, None, epoll::EventFlags::empty()) {
-                Ok(place) => drop(self.prepared.insert(place.served.port.id, place)),
-                Err(error) => {
-                    self.prepared.clear();
-                    return Err(error);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Ends all these connections at once, and then waits for each.
-    fn detach(&mut self, ports: &[PortId]) {
-        for id in ports {
-            let Some(place) = self.ports.get_mut(id) else { continue };
-            place.held = true;
-            listen(&self.epoll, place);
-            place.served.hang_up();
-        }
-        for id in ports {
-            self.ports.get_mut(id).into_iter().for_each(|place| place.served.join());
-        }
-    }
-
-    fn settle(&mut self, settled: Settled) {
-        for id in settled.gone {
-            let Some(place) = self.ports.remove(&id) else { continue };
-            // Another port of that name begins with its link up.
-            let _ = links::mark_down(&place.served.port.down_mark, false);
-        }
-        let prepared = std::mem::take(&mut self.prepared);
-        for (id, place) in prepared {
-            self.ports.insert(id, place);
-        }
-        for port in settled.changed {
-            let Some(place) = self.ports.get_mut(&port.id) else { continue };
-            place.served.port = Arc::new(port);
-        }
-        let mut ports = std::mem::take(&mut self.ports);
-        for place in ports.values_mut().filter(|place| place.held) {
-            place.held = false;
-            if !place.shut {
-                self.tell_link(place);
-            }
-            listen(&self.epoll, place);
-        }
-        self.ports = ports;
+        // Whoever asked waits for it.
+        let _ = reply.send(done);
     }
 
     fn run(mut self) -> Vec<StoppedPort> {
@@ -535,7 +466,7 @@ fn token(port: PortId) -> epoll::EventData {
 }
 
 /// Waits for those who connect, or lets them wait.
-fn listen(epoll: &OwnedFd, place: &Place) {
+pub(super) fn listen(epoll: &OwnedFd, place: &Place) {
     let Door::Listener(listener) = &place.door else { return };
     let events = if place.held { epoll::EventFlags::empty() } else { epoll::EventFlags::IN };
     let port = &place.served.port;

@@ -38,6 +38,7 @@ mod links;
 mod log;
 mod memory;
 mod owners;
+mod port_changes;
 mod rings;
 mod saved;
 mod served_port;

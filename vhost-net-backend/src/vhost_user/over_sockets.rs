@@ -139,6 +139,10 @@ impl Bench {
         orders
     }
 
+    fn set_link(&self, port: u32, up: bool) -> std::io::Result<()> {
+        self.links.set(PortId(port), &self.port().name, up)
+    }
+
     fn port(&self) -> ListenPort {
         let config = SessionConfig {
             mac: [2, 0, 0, 0, 0, 1],
@@ -447,7 +451,7 @@ fn a_vmm_that_drops_every_connection_is_asked_once_a_second() {
 fn a_link_that_is_down_lets_nobody_in_until_it_is_up() {
     let mut bench = Bench::new();
     let _front_end = boot(&bench.path);
-    bench.links.set(PortId(3), false).unwrap();
+    bench.set_link(3, false).unwrap();
     let heard = [bench.hear(), bench.hear(), bench.hear()];
     assert_eq!(heard, ["attached", "start 0", "start 1"]);
     let mut heard: Vec<_> = (0..4).map(|_| bench.hear()).collect();
@@ -458,7 +462,10 @@ fn a_link_that_is_down_lets_nobody_in_until_it_is_up() {
     assert!(UnixStream::connect(&bench.path).is_err());
     let mut finder = UnixStream::connect(bench.path.with_file_name(".web1.0.sock")).unwrap();
     assert_eq!(finder.read(&mut [0]).unwrap_or(0), 0);
-    assert_eq!(bench.links.set(PortId(4), false).unwrap_err().kind(), std::io::ErrorKind::NotFound);
+    assert_eq!(bench.set_link(4, false).unwrap_err().kind(), std::io::ErrorKind::NotFound);
+    // The id of another port by now.
+    let other = bench.links.set(PortId(3), "acme/web9.0", true);
+    assert_eq!(other.unwrap_err().kind(), std::io::ErrorKind::NotFound);
     // It is down in the next daemon, too, whose socket's file goes with it.
     bench.listeners.take().unwrap().stop();
     assert!(!bench.path.exists() && !bench.path.with_file_name(".web1.0.sock").exists());
@@ -466,10 +473,10 @@ fn a_link_that_is_down_lets_nobody_in_until_it_is_up() {
     bench.start(orders);
     assert_eq!(bench.hear(), "link down");
     assert!(UnixStream::connect(&bench.path).is_err());
-    bench.links.set(PortId(3), true).unwrap();
+    bench.set_link(3, true).unwrap();
     bench.serves_again();
     bench.listeners.take().unwrap().stop();
-    assert!(bench.links.set(PortId(3), true).is_err(), "nobody obeys any more");
+    assert!(bench.set_link(3, true).is_err(), "nobody obeys any more");
 }
 
 #[test]
@@ -478,14 +485,14 @@ fn the_router_does_not_connect_while_the_link_is_down() {
     let listener = vmm_listens(&bench.path);
     let stream = accept_within(&listener, Duration::from_secs(2)).expect("nobody connected");
     let front_end = negotiate(Frontend::from_stream(stream, 2));
-    bench.links.set(PortId(3), false).unwrap();
+    bench.set_link(3, false).unwrap();
     assert!(front_end.get_features().is_err(), "hung up on");
     assert!(accept_within(&listener, Duration::from_millis(1500)).is_none(), "it connects all the same");
     bench.listeners.take().unwrap().stop();
     let orders = bench.orders();
     bench.start(orders);
     assert!(accept_within(&listener, Duration::from_millis(500)).is_none(), "the next daemon connects");
-    bench.links.set(PortId(3), true).unwrap();
+    bench.set_link(3, true).unwrap();
     assert!(accept_within(&listener, Duration::from_secs(2)).is_some(), "it does not connect any more");
     assert!(bench.path.exists(), "the socket is the VMM's");
 }
@@ -529,11 +536,25 @@ fn ports_come_go_and_offer_something_else() {
         assert_eq!(bench.hear(), "attached");
     }
     // It goes, and the other one stays as it is.
-    bench.links.detach(vec![PortId(4)]).unwrap();
-    bench.links.settle(Settled { gone: vec![PortId(4)], changed: Vec::new() }).unwrap();
-    assert!(bench.hear().starts_with("detached 4") && !second.path.exists());
+    let goes = |heard: &str| {
+        bench.links.detach(vec![PortId(4)]).unwrap();
+        bench.links.settle(Settled { gone: vec![PortId(4)], changed: Vec::new() }).unwrap();
+        assert!(bench.hear().starts_with(heard) && !second.path.exists());
+    };
+    goes("detached 4");
     assert_eq!(ask(&mut new, FrontendReq::GET_QUEUE_NUM), None);
     assert_eq!(ask(&mut waits, FrontendReq::GET_QUEUE_NUM), Some(2));
+    // A link that an operator took down is down when the port is back.
+    let comes = || {
+        bench.links.prepare(vec![second.clone()]).unwrap();
+        bench.links.settle(Settled::default()).unwrap();
+    };
+    comes();
+    bench.links.set(PortId(4), &second.name, false).unwrap();
+    goes("link down");
+    comes();
+    assert_eq!(bench.hear(), "link down");
+    assert!(UnixStream::connect(&second.path).is_err(), "it lets VMMs in");
 }
 
 /// Everything of a daemon that stopped, as the next one reads it.
