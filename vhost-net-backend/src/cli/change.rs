@@ -11,12 +11,10 @@ use super::run_dir::run_dir;
 use super::table::{Cell, Table};
 use super::text::{safe, width};
 use super::{Exit, Failure, Page, check};
-use crate::control::changes::{Confirmed, History, Outcome, Wanted};
-use crate::control::client;
+use crate::control::changes::{Confirmed, History, Outcome, PATIENCE, Wanted};
+use crate::control::client::{self, ClientError};
 use crate::daemon::generations::{self, Record, Text};
 
-/// Longest time for the daemon to change what runs.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// A change that takes longer is told how long it took.
 const LONG: Duration = Duration::from_millis(1);
 
@@ -88,7 +86,7 @@ pub fn apply(args: &ApplyArgs) -> Result<Page, Failure> {
         generation: args.generation,
         confirm_ms: args.confirm.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
     };
-    let outcome: Outcome = client::put_within(&run_dir, "/v1/commit", &wanted, PATIENCE)?;
+    let outcome: Outcome = client::put_within(&run_dir, "/v1/commit", &wanted, PATIENCE).map_err(unknown)?;
     if args.common.json {
         return Ok(Page::of(json(&outcome)?));
     }
@@ -112,11 +110,22 @@ pub fn apply(args: &ApplyArgs) -> Result<Page, Failure> {
 /// None does, or the daemon does not run.
 pub fn confirm(args: &Common) -> Result<Page, Failure> {
     let run_dir = run_dir(args.run_dir.as_deref(), None)?;
-    let confirmed: Confirmed = client::put_within(&run_dir, "/v1/confirm", &Wanted::default(), PATIENCE)?;
+    let confirmed: Confirmed =
+        client::put_within(&run_dir, "/v1/confirm", &Wanted::default(), PATIENCE).map_err(unknown)?;
     if args.json {
         return Ok(Page::of(json(&confirmed)?));
     }
     Ok(Page::of(format!("Generation {} stays.\n", confirmed.generation)))
+}
+
+/// Without an answer it may be done all the same.
+fn unknown(error: ClientError) -> Failure {
+    let is_unknown = matches!(error, ClientError::Silent(_));
+    let mut failure = Failure::from(error);
+    if is_unknown {
+        failure.message.push_str("; the outcome is unknown: see vmrouter history");
+    }
+    failure
 }
 
 /// What was applied, when, by whom.
@@ -234,6 +243,14 @@ mod tests {
         ] {
             assert_eq!(utc(seconds), wanted);
         }
+    }
+
+    #[test]
+    fn without_an_answer_the_outcome_is_unknown() {
+        let silent = unknown(ClientError::Silent("/run/x".into()));
+        assert!(silent.exit == Exit::NotRunning && silent.message.contains("vmrouter history"), "{silent:?}");
+        let refused = unknown(ClientError::Refused("no".to_owned()));
+        assert_eq!((refused.exit, &*refused.message), (Exit::Failed, "no"));
     }
 
     #[test]

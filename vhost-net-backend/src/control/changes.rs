@@ -12,13 +12,17 @@ use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use topology::Plan;
 
-use super::server::{Caller, problem};
+use super::server::{CONNECTION_TIME, Caller, problem};
 use crate::daemon::Applier;
 use crate::daemon::apply::{Refusal, Request};
 use crate::daemon::generations::{Record, Text};
 
 /// Bytes of a request's body: a topology file of 1 MiB as JSON, whatever is in it.
 pub(super) const BODY_BYTES: usize = 8 << 20;
+/// So long a client waits for a change: for the one before it, connections that end, and the kernel.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// For the answer to what was read: longer than its client waits.
+const CHANGE_TIME: Duration = PATIENCE.saturating_add(CONNECTION_TIME);
 /// Longest time that a change may wait to be confirmed.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
@@ -70,34 +74,39 @@ pub struct History {
 /// Who changes what runs, if this daemon can.
 pub(super) type Changes = State<Option<Arc<Applier>>>;
 
-pub(super) async fn plan(State(applier): Changes, body: Bytes) -> Response {
-    with(applier, body, |applier, wanted| {
+pub(super) async fn plan(
+    State(applier): Changes,
+    Extension(caller): Extension<Caller>,
+    body: Bytes,
+) -> Response {
+    let planned = with(applier, body, |applier, wanted| {
         let (plan, generation) = applier.plan(&text(applier, &wanted)?)?;
         Ok(Json(outcome(plan, generation, None)).into_response())
-    })
-    .await
+    });
+    caller.waits_for(planned).await
 }
 
 pub(super) async fn commit(
     State(applier): Changes,
-    Extension(Caller { uid }): Extension<Caller>,
+    Extension(caller): Extension<Caller>,
     body: Bytes,
 ) -> Response {
-    with(applier, body, move |applier, wanted| {
+    let uid = caller.uid;
+    let committed = with(applier, body, move |applier, wanted| {
         let confirm = wanted.confirm_ms.map(|time| Duration::from_millis(time).min(LONGEST));
         let request = Request { text: text(applier, &wanted)?, uid, confirm };
         let applied = applier.apply(&request)?;
         Ok(Json(outcome(applied.plan, applied.generation, Some(applied.took))).into_response())
-    })
-    .await
+    });
+    caller.waits_for(committed).await
 }
 
-pub(super) async fn confirm(State(applier): Changes) -> Response {
+pub(super) async fn confirm(State(applier): Changes, Extension(caller): Extension<Caller>) -> Response {
     let confirmed = |applier: &Arc<Applier>, _| {
         let generation = applier.confirm()?;
         Ok(Json(Confirmed { generation }).into_response())
     };
-    with(applier, Bytes::from_static(b"{}"), confirmed).await
+    caller.waits_for(with(applier, Bytes::from_static(b"{}"), confirmed)).await
 }
 
 pub(super) async fn history(State(applier): Changes) -> Response {
@@ -106,6 +115,16 @@ pub(super) async fn history(State(applier): Changes) -> Response {
         Ok(Json(History { generations, current, running }).into_response())
     };
     with(applier, Bytes::from_static(b"{}"), told).await
+}
+
+impl Caller {
+    /// Its connection stays until the answer is there, however long that takes within reason, and until it is sent.
+    async fn waits_for(&self, answer: impl Future<Output = Response>) -> Response {
+        self.deadline.put_off(CHANGE_TIME);
+        let answer = answer.await;
+        self.deadline.put_off(CONNECTION_TIME);
+        answer
+    }
 }
 
 /// Answers on a thread that may wait: other clients are served meanwhile.
@@ -154,4 +173,28 @@ fn text(applier: &Applier, wanted: &Wanted) -> Result<Text, Refusal> {
 fn outcome(plan: Plan, generation: u64, took: Option<Duration>) -> Outcome {
     let took_us = took.map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
     Outcome { summary: plan.summary(), changes: plan.changes, generation, took_us }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::deadline::Deadline;
+    use super::*;
+
+    #[test]
+    fn an_answer_is_waited_for_longer_than_a_connection_lasts() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let ms = Duration::from_millis;
+        runtime.block_on(async {
+            let caller = Caller { uid: 0, deadline: Deadline::after(ms(20)) };
+            let passed = caller.deadline.passed();
+            let slow = async {
+                tokio::time::sleep(ms(100)).await;
+                StatusCode::OK.into_response()
+            };
+            tokio::select! {
+                answer = caller.waits_for(slow) => assert_eq!(answer.status(), StatusCode::OK),
+                () = passed => panic!("the connection ended"),
+            }
+        });
+    }
 }

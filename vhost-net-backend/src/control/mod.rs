@@ -13,6 +13,7 @@ mod answers;
 pub mod api;
 pub mod changes;
 pub mod client;
+mod deadline;
 pub mod features;
 mod flows;
 pub mod group;

@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, oneshot};
 
+use super::deadline::Deadline;
 use super::{answers, api, changes, flows, link, offloads, routes, socket, threads};
 use crate::daemon::{Applier, Board, View};
 
@@ -28,8 +29,8 @@ use crate::daemon::{Applier, Board, View};
 const CLIENTS: usize = 256;
 /// For a request's headers, and for an idle connection.
 const HEADER_TIME: Duration = Duration::from_secs(1);
-/// For everything on one connection.
-const CONNECTION_TIME: Duration = Duration::from_secs(10);
+/// For everything on one connection, but for changes; see [`changes`].
+pub(super) const CONNECTION_TIME: Duration = Duration::from_secs(10);
 /// Bytes of a request's headers.
 const HEADER_BYTES: usize = 16 << 10;
 /// Bytes of a request's body.
@@ -105,7 +106,7 @@ async fn accept(listener: std::os::unix::net::UnixListener, api: Api) {
             Ok((stream, _)) => {
                 let api = api.clone();
                 tokio::spawn(async move {
-                    let _ = tokio::time::timeout(CONNECTION_TIME, connection(stream, api)).await;
+                    connection(stream, api).await;
                     drop(permit);
                 });
             }
@@ -136,22 +137,28 @@ impl Api {
 
     /// Answers one client, of user `uid`, until it goes or is too slow. Wants a runtime with timers.
     pub async fn answer(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, uid: u32) {
-        let service = TowerToHyperService::new(self.0.layer(Extension(Caller { uid })));
+        let deadline = Deadline::after(CONNECTION_TIME);
+        let passed = deadline.passed();
+        let service = TowerToHyperService::new(self.0.layer(Extension(Caller { uid, deadline })));
         let served = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIME)
             .max_buf_size(HEADER_BYTES)
             .serve_connection(TokioIo::new(stream), service);
-        if let Err(error) = served.await {
-            tracing::debug!(%error, "control connection");
+        tokio::select! {
+            served = served => if let Err(error) = served {
+                tracing::debug!(%error, "control connection");
+            },
+            () = passed => tracing::debug!(uid, "a control connection took too long"),
         }
     }
 }
 
 /// Who asks, as the kernel says.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Caller {
     pub(super) uid: u32,
+    pub(super) deadline: Deadline,
 }
 
 /// What requests are about.
