@@ -185,14 +185,44 @@ fn a_full_run_directory_is_an_error_and_no_crash() -> Result<()> {
     scenario.vm(tenant, "a", VmShape::default())?;
     let file = folder.path().join("topology.toml");
     fs::write(&file, scenario.toml()?)?;
-    // What it keeps stands below the run directory, unless it is told where.
-    for (state_dir, named) in [(&run_dir, "generations"), (&folder.path().join("state"), "stats")] {
+    // What it keeps stands below the run directory, unless it is told where; it is written down once everything else is
+    // there.
+    let other = folder.path().join("other");
+    for (run_dir, state_dir, named) in
+        [(&run_dir, &run_dir, "stats"), (&run_dir, &other, "stats"), (&other, &run_dir, "generations")]
+    {
         let mut command = Command::new(binary("vmrouter")?);
-        command.arg("run").arg(&file).arg("--run-dir").arg(&run_dir).arg("--state-dir").arg(state_dir);
+        command.arg("run").arg(&file).arg("--run-dir").arg(run_dir).arg("--state-dir").arg(state_dir);
         let ended = command.env_remove("RUNTIME_DIRECTORY").env_remove("NOTIFY_SOCKET").output()?;
         let said = String::from_utf8_lossy(&ended.stderr);
         ensure!(ended.status.code() == Some(1), "{}: {said}", ended.status);
         ensure!(said.contains(named) && said.contains("No space left"), "{said}");
     }
+    ensure!(!other.join("generations/1.toml").exists(), "it never ran");
+    Ok(())
+}
+
+#[test]
+fn what_is_taken_over_is_served_though_its_topology_cannot_be_kept() -> Result<()> {
+    let name = "what_is_taken_over_is_served_though_its_topology_cannot_be_kept";
+    if skip::unless(name, &[skip::root(), skip::program("mount")]) {
+        return Ok(());
+    }
+    let mut scenario = Scenario::default();
+    let tenant = scenario.tenant("acme", &["10.0.0.0/24", "fd00:1::/64"], &[])?;
+    scenario.vm(tenant, "a", VmShape::default())?;
+    let mut daemon = Daemon::start(&scenario, None)?;
+    let generations = daemon.run_dir().join("generations");
+    output(Command::new("mount").args(["-t", "tmpfs", "-o", "size=4k", "tmpfs"]).arg(&generations))?;
+    let full = Full(&generations);
+    fs::write(generations.join("filler"), [0; 4096])?;
+    daemon.write(&format!("{}\n# another file\n", scenario.toml()?))?;
+    daemon.take_over()?;
+    let log = daemon.log();
+    ensure!(log.contains("No space left") && log.contains("starts with the one before"), "{log}");
+    fs::remove_file(generations.join("filler"))?;
+    daemon.still_runs()?;
+    daemon.stop()?;
+    drop(full);
     Ok(())
 }

@@ -376,6 +376,43 @@ fn plan_apply_confirm_and_history() -> Result<()> {
 }
 
 #[test]
+fn what_cannot_be_brought_back_is_tried_again() -> Result<()> {
+    let mut field = Field::new(None)?;
+    field.reload(&field.texts[1])?;
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("next.toml");
+    fs::write(&file, &field.texts[0])?;
+    let next = file.to_str().context("a strange path")?;
+    let socket = field.daemon.run_dir().join("acme/c.0.sock");
+    step("c goes, unless that is confirmed, and something takes its place");
+    let (text, code) = ask(&field.daemon, &["apply", next, "--confirm", "1s"])?;
+    ensure!(code == 0 && !socket.exists(), "{code} {text}");
+    fs::write(&socket, "in the way")?;
+    let said = |what: &str| {
+        wait_for(what, Duration::from_secs(15), || Ok(field.daemon.log().contains(what).then_some(())))
+    };
+    said("cannot be rolled back yet")?;
+    step("the way is free again");
+    fs::remove_file(&socket)?;
+    said("nobody confirmed the change")?;
+    FakeNic::connect(&socket, NicOptions::default())?;
+    step("the next daemon starts with what came back, and no number is used again");
+    let (text, code) = ask(&field.daemon, &["history", "--json"])?;
+    let history: serde_json::Value = serde_json::from_str(&text)?;
+    ensure!(code == 0 && history["current"] == 2 && history["running"] == 4, "{code} {text}");
+    field.daemon.restart_planned()?;
+    let (text, _) = ask(&field.daemon, &["history", "--json"])?;
+    let history: serde_json::Value = serde_json::from_str(&text)?;
+    ensure!(history["current"] == 2 && history["running"] == 4, "after a restart: {text}");
+    field.reload(&field.texts[0])?;
+    let (text, _) = ask(&field.daemon, &["history", "--json"])?;
+    let history: serde_json::Value = serde_json::from_str(&text)?;
+    ensure!(history["current"] == 5 && history["running"] == 5, "after the next change: {text}");
+    allowing_c(&mut field, 0)?;
+    field.daemon.conserved()
+}
+
+#[test]
 fn what_was_applied_outlives_the_daemon() -> Result<()> {
     let mut field = Field::new(None)?;
     let folder = tempfile::tempdir()?;
