@@ -1,6 +1,6 @@
 //! Command lines of the two binaries: one module a command.
 //!
-//! `vmrouter` ([`vmrouter`]): run, check, schema, attach, link, demo. `packet-stats` ([`packet_stats`]): where did every packet
+//! `vmrouter` ([`vmrouter`]): run, check, schema, attach, link, demo, docs. `packet-stats` ([`packet_stats`]): where did every packet
 //! go? The binaries only call `main` of their module and end with the exit code it returns. A command makes a
 //! [`Page`] or a [`Failure`]; printing is done in one place.
 
@@ -8,6 +8,7 @@ pub mod attach;
 pub mod change;
 pub mod check;
 pub mod demo;
+pub mod docs;
 pub mod drops;
 pub mod exit;
 pub mod explain;

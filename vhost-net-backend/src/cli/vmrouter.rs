@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use super::{attach, change, check, demo, exit, link, run, schema};
+use super::{attach, change, check, demo, docs, exit, link, run, schema};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -50,6 +50,12 @@ enum Command {
     History(change::Common),
     /// Prints the JSON schema of topology files
     Schema,
+    /// Writes man pages and shell completions of both programs below a folder such as /usr/local/share
+    Docs {
+        /// Where to: man/man1, bash-completion/completions, fish/vendor_completions.d, zsh/site-functions
+        #[arg(value_name = "DIR")]
+        into: PathBuf,
+    },
     /// Prints the line (or the XML) that starts a VM attached to the router
     Attach(attach::Args),
     /// Takes one NIC's link down, or up again; its VMM keeps running
@@ -84,6 +90,7 @@ pub fn main() -> ExitCode {
         Command::Confirm(args) => change::confirm(&args),
         Command::History(args) => change::history(&args),
         Command::Schema => schema::page(),
+        Command::Docs { into } => docs::page(&into),
         Command::Attach(args) => attach::page(&args),
         Command::Link(args) => link::page(&args),
         Command::Demo { qemu } => demo::run(qemu),
@@ -121,6 +128,7 @@ mod tests {
             ("vmrouter history --json", None),
             ("vmrouter attach t.toml acme/web1 --vmm xen", Some(2)),
             ("vmrouter nonsense", Some(2)),
+            ("vmrouter docs /x", None),
             ("vmrouter --help", Some(0)),
         ] {
             let parsed = Cli::try_parse_from(line.split_whitespace());
