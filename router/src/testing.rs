@@ -34,7 +34,7 @@ pub(crate) fn ip<A: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> A {
 }
 
 pub(crate) fn at(line: u32) -> Place {
-    Place { line, column: 1 }
+    Place { line, column: 1, ..Place::default() }
 }
 
 /// The MAC of guest NIC `port`.

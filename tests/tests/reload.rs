@@ -435,3 +435,39 @@ fn what_was_applied_outlives_the_daemon() -> Result<()> {
     ensure!(field.daemon.reload()?.contains("started without a file"), "{}", field.daemon.log());
     Ok(())
 }
+
+/// A tenant in a file of its own comes, changes and goes by SIGHUP; what it asks for is found in its own file.
+#[test]
+fn tenants_come_and_go_with_their_own_files() -> Result<()> {
+    let mut field = Field::new(None)?;
+    let folder = field.daemon.file().with_extension("d");
+    fs::create_dir(&folder)?;
+    let own = folder.join("beta.toml");
+    let socket = field.daemon.run_dir().join("beta/x.0.sock");
+    let said = |field: &Field, wanted: &str| {
+        let said = field.daemon.reload()?;
+        ensure!(said.contains(wanted), "no {wanted:?}: {said}");
+        Ok(())
+    };
+    step("it comes");
+    let beta = "[tenant.beta.network.lan]\nsubnets = [\"10.0.0.0/24\"]\n[tenant.beta.vm.x]\nnic = [{ network = \"lan\" }]\n";
+    fs::write(&own, beta)?;
+    said(&field, "to add")?;
+    FakeNic::connect(&socket, NicOptions::default())?;
+    let mut command = Command::new(tests::daemon::binary("packet-stats")?);
+    let run = command.args(["routes", "beta", "--run-dir"]).arg(field.daemon.run_dir()).output()?;
+    let routes = String::from_utf8_lossy(&run.stdout).into_owned();
+    ensure!(routes.contains("beta.toml:4:8"), "{routes}");
+    step("a mistake in it is found there, and changes nothing");
+    fs::write(&own, beta.replace("\"lan\" }", "\"wan\" }"))?;
+    said(&field, "beta.toml:4:20")?;
+    let file = field.daemon.file();
+    let (text, code) = ask(&field.daemon, &["plan", file.to_str().context("a strange path")?])?;
+    ensure!(code == 2 && text.contains("beta.toml:4:20") && socket.exists(), "{code} {text}");
+    step("it goes");
+    fs::remove_file(&own)?;
+    said(&field, "to remove")?;
+    ensure!(!socket.exists(), "the socket is still there");
+    allowing_c(&mut field, 0)?;
+    field.daemon.conserved()
+}

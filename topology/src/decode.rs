@@ -8,6 +8,7 @@ use serde_spanned::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::at::Span;
+use crate::drop_ins;
 use crate::problem::{Problem, listing, nearest};
 use crate::raw::RawFile;
 use crate::source::Source;
@@ -26,13 +27,7 @@ pub(crate) struct Decoded {
 
 pub(crate) fn decode(source: &Source) -> Decoded {
     let mut out = Decoded { file: None, problems: Vec::new(), damaged: Vec::new() };
-    let mut tree = match DeTable::parse(source.text()) {
-        Ok(tree) => tree,
-        Err(error) => {
-            out.problems.push(problem(source, &error));
-            return out;
-        }
-    };
+    let Some(mut tree) = tree(source, &mut out.problems) else { return out };
     for _ in 0..PASSES {
         let error = match RawFile::deserialize(toml::de::Deserializer::from(tree.clone())) {
             Ok(file) => {
@@ -41,7 +36,7 @@ pub(crate) fn decode(source: &Source) -> Decoded {
             }
             Err(error) => error,
         };
-        out.problems.push(problem(source, &error));
+        out.problems.push(problem(source, &error, 0));
         let root = tree.span();
         let Some(table) = error.span().and_then(|span| remove(tree.get_mut(), &root, &span)) else {
             return out;
@@ -51,10 +46,34 @@ pub(crate) fn decode(source: &Source) -> Decoded {
     out
 }
 
-/// serde's and the parser's "message, expected this" as a problem with a hint.
-fn problem(source: &Source, error: &toml::de::Error) -> Problem {
+/// The tree of all files; nothing if one is not TOML.
+fn tree<'t>(source: &'t Source, problems: &mut Vec<Problem>) -> Option<Spanned<DeTable<'t>>> {
+    let mut all: Option<Spanned<DeTable<'t>>> = None;
+    for part in source.parts() {
+        let text = source.text().get(part.bytes.clone()).unwrap_or_default();
+        let tree = match DeTable::parse(text) {
+            Ok(tree) => tree,
+            Err(error) => {
+                problems.push(problem(source, &error, part.bytes.start));
+                return None;
+            }
+        };
+        match &mut all {
+            None => all = Some(tree),
+            Some(all) => {
+                let tree = drop_ins::shift(tree.into_inner(), part.bytes.start);
+                drop_ins::join(all.get_mut(), tree, part, source, problems);
+            }
+        }
+    }
+    all
+}
+
+/// serde's and the parser's "message, expected this" as a problem with a hint; its span counts from `start`.
+fn problem(source: &Source, error: &toml::de::Error, start: usize) -> Problem {
     let message = error.message().trim_end().replace('\n', ", ");
     let span = error.span().unwrap_or(0..0);
+    let span = span.start + start..span.end + start;
     let (message, help) = unknown(&message)
         .or_else(|| wrong(&message))
         .unwrap_or_else(|| (message.clone(), "the file is TOML: https://toml.io has its rules".to_owned()));

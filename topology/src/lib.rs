@@ -2,9 +2,9 @@
 //!
 //! # Theory of operation
 //!
-//! One TOML file says everything. It is read in steps, and each step has one place:
+//! One TOML file says everything, or one and some beside it. It is read in steps, and each step has one place:
 //!
-//! 1. [`read`] takes the file: regular, at most 1 MiB, UTF-8.
+//! 1. [`read`] takes the file, and one for each tenant that has its own (`drop_ins`): regular, at most 1 MiB, UTF-8.
 //! 2. `decode` turns the text into `raw`: types that mirror the TOML key by key, nothing checked but keys and
 //!    types. Values remember the bytes that they were read from (`at`), and `source` turns bytes into lines.
 //! 3. `validate` turns `raw` into [`model`]: types that hold only legal values, with references resolved to
@@ -27,6 +27,7 @@
 mod at;
 mod decode;
 mod derive;
+mod drop_ins;
 pub mod mac;
 pub mod model;
 pub mod place;
@@ -54,7 +55,7 @@ use validate::context::Context;
 /// Bytes that a file may have.
 pub const MAX_BYTES: u64 = 1 << 20;
 
-/// Reads and checks the file at `path`.
+/// Reads and checks the file at `path`, with those of its `.d` folder.
 ///
 /// # Errors
 ///
@@ -63,12 +64,17 @@ pub fn read(path: &Path) -> Result<Topology, Problems> {
     parse(&path.display().to_string(), &read_text(path)?)
 }
 
-/// Reads the file at `path`, and checks nothing of what it says.
+/// Reads the file at `path` and those in the folder of the same name that ends in `.d`, as one text; checks nothing of
+/// what they say.
 ///
 /// # Errors
 ///
-/// It is no file, too large, or not UTF-8.
+/// One is no file, they are too large, or not UTF-8.
 pub fn read_text(path: &Path) -> Result<String, Problems> {
+    drop_ins::read(path, read_file(path)?)
+}
+
+fn read_file(path: &Path) -> Result<String, Problems> {
     let name = path.display().to_string();
     let bytes = bytes(path).map_err(|(message, help)| Problems::whole(&name, message, help))?;
     String::from_utf8(bytes).map_err(|error| {
@@ -77,7 +83,7 @@ pub fn read_text(path: &Path) -> Result<String, Problems> {
     })
 }
 
-/// Checks `text`; `name` stands before each place in the report.
+/// Checks `text`, one file or all of [`read_text`]; `name` is the topology file's in the report.
 ///
 /// # Errors
 ///

@@ -1,18 +1,57 @@
-//! A place in the operator's file, so that every problem and every drop can name it.
+//! A place in the operator's files, so that every problem and every drop can name it.
 
 use std::fmt;
 
-/// Line and column, both from 1, of the key or value in the topology file.
+use arrayvec::ArrayString;
+
+/// Line and column, both from 1, of the key or value in the topology file, or in a file beside it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Place {
-    /// Line, from 1; 0 means that no line of the file caused it.
+    /// The tenant whose file in `topology.d` it is; empty: the topology file itself.
+    pub tenant: ArrayString<32>,
+    /// Line, from 1; 0 means that no line of a file caused it.
     pub line: u32,
     /// Column in characters, from 1.
     pub column: u32,
 }
 
+impl Place {
+    /// The file's name without its folder; `None`: the topology file itself.
+    #[must_use]
+    pub fn file(&self) -> Option<String> {
+        (!self.tenant.is_empty()).then(|| format!("{}.toml", self.tenant))
+    }
+
+    /// With the path of its file in front, where `main` is that of the topology file.
+    #[must_use]
+    pub fn below(&self, main: &str) -> String {
+        match self.file() {
+            None => format!("{main}:{self}"),
+            Some(_) => format!("{}/{self}", crate::drop_ins::folder(main)),
+        }
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(file) = self.file() {
+            write!(f, "{file}:")?;
+        }
         write!(f, "{}:{}", self.line, self.column)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_name_their_file() {
+        let main = Place { line: 3, column: 7, ..Place::default() };
+        assert_eq!(main.below("/etc/vmrouter/topology.toml"), "/etc/vmrouter/topology.toml:3:7");
+        let acme = Place { tenant: ArrayString::from("acme").unwrap(), ..main };
+        assert_eq!(acme.to_string(), "acme.toml:3:7");
+        assert_eq!(acme.below("/etc/vmrouter/topology.toml"), "/etc/vmrouter/topology.d/acme.toml:3:7");
+        assert_eq!(acme.below("rack"), "rack.d/acme.toml:3:7");
     }
 }

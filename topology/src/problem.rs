@@ -79,9 +79,9 @@ impl Problems {
 
     fn group<'p>(&'p self, problem: &'p Problem) -> Group<'p> {
         let title = Level::ERROR.primary_title(problem.message.as_str());
-        let name = self.source.name();
+        let name = self.source.path(&problem.place);
         let (line, span) = self.source.line(&problem.span);
-        let Place { line: number, column } = problem.place;
+        let Place { line: number, column, .. } = problem.place;
         let index = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
         let group = if number == 0 {
             title.element(Origin::path(name))
@@ -101,7 +101,7 @@ impl fmt::Display for Problems {
         let mut separator = "";
         for problem in self.items.iter().take(SHOWN) {
             let Problem { place, message, .. } = problem;
-            write!(f, "{separator}{}:{place}: {message}", self.source.name())?;
+            write!(f, "{separator}{}: {message}", place.below(self.source.name()))?;
             separator = "\n";
         }
         match self.items.len().saturating_sub(SHOWN) {

@@ -1,6 +1,7 @@
 //! The text of the file, and from byte offsets to lines and columns.
 
 use crate::at::Span;
+use crate::drop_ins::{self, Part};
 use crate::place::Place;
 
 /// Characters are counted once every so many bytes, so that a file that is one long line is not counted again
@@ -12,6 +13,8 @@ const STRIDE: usize = 1024;
 pub(crate) struct Source {
     name: String,
     text: String,
+    /// The topology file, and those beside it.
+    parts: Vec<Part>,
     /// Byte offset of the start of each line.
     lines: Vec<usize>,
     /// Characters before each multiple of [`STRIDE`] bytes.
@@ -31,7 +34,7 @@ impl Source {
             })
             .collect();
         let name = annotate_snippets::normalize_untrusted_str(name);
-        Self { name, text: text.to_owned(), lines, chars }
+        Self { name, text: text.to_owned(), parts: drop_ins::parts(text), lines, chars }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -42,13 +45,30 @@ impl Source {
         &self.text
     }
 
-    /// Where the first byte of `span` stands.
+    /// The topology file, and those beside it.
+    pub(crate) fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    /// Where the first byte of `span` stands, in its own file.
     pub(crate) fn place(&self, span: &Span) -> Place {
         let line = self.line_index(span.start);
         let start = self.lines.get(line).copied().unwrap_or(0);
         let column = self.chars_before(span.start).saturating_sub(self.chars_before(start));
+        let part = self.parts.partition_point(|part| part.bytes.start <= span.start).saturating_sub(1);
+        let (tenant, first) =
+            self.parts.get(part).map_or_else(Default::default, |part| (part.tenant, part.bytes.start));
+        let line = line - self.line_index(first);
         let number = |index: usize| u32::try_from(index.saturating_add(1)).unwrap_or(u32::MAX);
-        Place { line: number(line), column: number(column) }
+        Place { tenant, line: number(line), column: number(column) }
+    }
+
+    /// The path of the file in which `place` is.
+    pub(crate) fn path(&self, place: &Place) -> String {
+        match place.file() {
+            None => self.name.clone(),
+            Some(file) => format!("{}/{file}", drop_ins::folder(&self.name)),
+        }
     }
 
     /// The line that holds the start of `span`, without its end, and the part of `span` within it.
@@ -92,11 +112,11 @@ mod tests {
         let offset = |part: &str| text.find(part).unwrap();
         for (part, line, column) in [("a", 1, 1), ("1", 1, 5), ("b", 2, 1), ("2", 2, 6), ("x", 3, 3001)] {
             let at = offset(part);
-            assert_eq!(source.place(&(at..at + 1)), Place { line, column }, "{part}");
+            assert_eq!(source.place(&(at..at + 1)), Place { line, column, ..Place::default() }, "{part}");
         }
-        assert_eq!(source.place(&(text.len()..text.len())), Place { line: 4, column: 1 });
+        assert_eq!(source.place(&(text.len()..text.len())), Place { line: 4, column: 1, ..Place::default() });
         let two = offset("2");
         assert_eq!(source.line(&(two..two + 100)), ("bé = 2", 6..7));
-        assert_eq!(Source::new("f", "").place(&(0..0)), Place { line: 1, column: 1 });
+        assert_eq!(Source::new("f", "").place(&(0..0)), Place { line: 1, column: 1, ..Place::default() });
     }
 }

@@ -14,7 +14,7 @@ pub(crate) fn tested(topology: Topology, name: &str) -> Result<Topology, String>
     if failed.is_empty() {
         return Ok(topology);
     }
-    let line = |Failed { at, why }: &Failed| format!("{name}:{at}: this test fails: {why}\n");
+    let line = |Failed { at, why }: &Failed| format!("{}: this test fails: {why}\n", at.below(name));
     let lines: String = failed.iter().map(line).collect();
     let what = if failed.len() == 1 { "test fails" } else { "tests fail" };
     Err(format!("{lines}{name}: {} {what}", failed.len()))

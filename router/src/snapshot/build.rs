@@ -290,7 +290,7 @@ via = "10.0.0.9"
         }
         let line = |address: &str| {
             let route = snapshot.route(TenantId(0), address.parse().unwrap()).unwrap();
-            (route.next_hop, route.mac, route.line)
+            (route.next_hop, route.mac, route.at.line)
         };
         let PortKind::Nic(b) = &snapshot.port(PortId(1)).unwrap().kind else { panic!("no NIC") };
         assert_eq!(

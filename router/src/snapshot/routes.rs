@@ -11,7 +11,7 @@ use crate::fib::{Hop, NextHop, Route};
 use crate::ids::{PortId, RuleId, TenantId};
 
 /// One route, with names instead of ids.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteInfo {
     /// Destination.
     pub to: IpNet,
@@ -27,10 +27,8 @@ pub struct RouteInfo {
     pub mtu: Option<u16>,
     /// The rule that drops and traces name.
     pub rule: RuleId,
-    /// Line of the topology file; 0: none.
-    pub line: u32,
-    /// Column there.
-    pub column: u32,
+    /// Where the file says so; line 0: nowhere.
+    pub at: Place,
 }
 
 /// Where a route comes from.
@@ -81,7 +79,6 @@ impl Snapshot {
             Hop::Nic(next) if self.is_host(to, &next) => (RouteKind::Host, Some(next)),
             Hop::Nic(next) | Hop::Uplink(next) => (RouteKind::Static, Some(next)),
         };
-        let Place { line, column } = self.place(route.rule).unwrap_or_default();
         RouteInfo {
             to,
             kind,
@@ -90,8 +87,7 @@ impl Snapshot {
             mac: next.map(|next| next.mac.to_string()),
             mtu: next.map(|next| next.mtu),
             rule: route.rule,
-            line,
-            column,
+            at: self.place(route.rule).unwrap_or_default(),
         }
     }
 
@@ -143,7 +139,7 @@ mod tests {
         ];
         for (address, to, kind, next_hop, line) in table {
             let route = snapshot.route(acme, ip(address)).unwrap();
-            let found = (route.to, route.kind, route.next_hop.as_deref(), route.line);
+            let found = (route.to, route.kind, route.next_hop.as_deref(), route.at.line);
             assert_eq!(found, (ip(to), kind, next_hop, line), "{address}");
             assert!(snapshot.routes(acme).contains(&route), "{address}");
         }

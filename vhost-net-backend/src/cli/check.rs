@@ -61,8 +61,9 @@ pub fn summary(topology: &Topology, file: &Path, paint: Paint, width: usize) -> 
 #[must_use]
 pub fn unenforced(list: &[Unenforced], file: &Path) -> String {
     let mut out = String::from("Asked for, and not enforced by this version:\n");
+    let file = file.display().to_string();
     for Unenforced { what, at } in list {
-        out.push_str(&format!("  {}:{at}: {}\n", safe(&file.display().to_string()), safe(what)));
+        out.push_str(&format!("  {}: {}\n", safe(&at.below(&file)), safe(what)));
     }
     out
 }

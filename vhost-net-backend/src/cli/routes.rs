@@ -33,9 +33,9 @@ pub fn page(context: &Context, tenant: &str, lookup: Option<IpAddr>) -> Result<P
 fn table(context: &Context, found: &Routes) -> String {
     let mut table = Table::new(&["TO", "KIND", "NEXT HOP", "MAC", "MTU", "FILE LINE"]);
     for route in &found.routes {
-        let Route { to, kind, next_hop, mac, mtu, line, column } = route;
+        let Route { to, kind, next_hop, mac, mtu, file, line, column } = route;
         let or_dash = |text: &Option<String>| text.as_deref().map_or("-".into(), |t| safe(t).into_owned());
-        let at = if *line == 0 { "-".to_owned() } else { format!("{line}:{column}") };
+        let at = if *line == 0 { "-".to_owned() } else { format!("{}{line}:{column}", safe(&prefix(file))) };
         table.row(vec![
             Cell::text(safe(to)),
             Cell::text(safe(kind)),
@@ -46,4 +46,9 @@ fn table(context: &Context, found: &Routes) -> String {
         ]);
     }
     table.render(context.paint, context.width)
+}
+
+/// What stands in front of a line that is not in the topology file itself.
+pub(super) fn prefix(file: &Option<String>) -> String {
+    file.as_deref().map(|file| format!("{file}:")).unwrap_or_default()
 }

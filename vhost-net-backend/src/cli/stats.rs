@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use super::packet_stats::{Context, json};
 use super::paint::{Paint, Tone};
+use super::routes::prefix;
 use super::table::{Cell, Table};
 use super::text::{human, safe, uptime, wrap};
 use super::{Failure, Page, source};
-use crate::control::api::{Counts, Link, PortStats, Source, State, Stats};
+use crate::control::api::{Counts, Link, PortStats, Source, State, Stats, Unenforced};
 use crate::control::totals;
 
 const HEADING: [&str; 11] = [
@@ -58,12 +59,15 @@ pub fn render(stats: &Stats, paint: Paint, width: usize, exact: bool) -> String 
         out.push_str(&format!("{} has run for {up}.\n", safe(&stats.router)));
     }
     if !stats.unenforced.is_empty() {
-        let list: Vec<_> =
-            stats.unenforced.iter().map(|u| format!("{} ({}:{})", safe(&u.what), u.line, u.column)).collect();
+        let list: Vec<_> = stats.unenforced.iter().map(with_place).collect();
         let text = format!("Asked for and NOT enforced: {}.", list.join(", "));
         out.push_str(&paint.paint(&wrap(&text, 0, width), Tone::Warning));
     }
     out
+}
+
+fn with_place(Unenforced { what, file, line, column }: &Unenforced) -> String {
+    format!("{} ({}{line}:{column})", safe(what), safe(&prefix(file)))
 }
 
 fn law(totals: &Counts, source: Source, paint: Paint) -> String {
@@ -205,7 +209,8 @@ rack1 has run for 1 min 1 s.
         let mut stats = sample(4);
         stats.ports[0].counts.balance = 2;
         stats.totals = totals(&stats.ports);
-        stats.unenforced = vec![Unenforced { what: "tenant.acme.group.web".into(), line: 12, column: 1 }];
+        stats.unenforced =
+            vec![Unenforced { what: "tenant.acme.group.web".into(), file: None, line: 12, column: 1 }];
         let text = render(&stats, Paint(false), 80, false);
         assert!(text.contains("  +2\n"), "{text}");
         assert!(text.contains("2 frames are under way"), "{text}");

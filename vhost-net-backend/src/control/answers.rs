@@ -80,7 +80,11 @@ pub fn stats(view: &View) -> api::Stats {
 
 fn unenforced(view: &View) -> Vec<api::Unenforced> {
     let all = view.topology.unenforced.iter();
-    all.map(|u| api::Unenforced { what: u.what.clone(), line: u.at.line, column: u.at.column }).collect()
+    all.map(|u| {
+        let (what, file) = (u.what.clone(), u.at.file());
+        api::Unenforced { what, file, line: u.at.line, column: u.at.column }
+    })
+    .collect()
 }
 
 /// The sum of all ports.

@@ -47,7 +47,10 @@ pub enum Source {
 pub struct Unenforced {
     /// By the operator's own name: `tenant.acme.group.web`.
     pub what: String,
-    /// Line of the topology file.
+    /// The file in topology.d, if it is not in the topology file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// Line of the file.
     pub line: u32,
     /// Column there.
     pub column: u32,
@@ -318,7 +321,10 @@ pub struct Route {
     pub mac: Option<String>,
     /// MTU of the egress, bytes of layer 3.
     pub mtu: Option<u16>,
-    /// Line of the topology file that caused it; 0: none.
+    /// The file in topology.d that caused it, if that is not the topology file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// Line of the file; 0: none.
     pub line: u32,
     /// Column there.
     pub column: u32,

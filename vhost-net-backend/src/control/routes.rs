@@ -31,7 +31,8 @@ fn route(info: RouteInfo) -> Route {
         next_hop: info.next_hop,
         mac: info.mac,
         mtu: info.mtu,
-        line: info.line,
-        column: info.column,
+        file: info.at.file(),
+        line: info.at.line,
+        column: info.at.column,
     }
 }

@@ -61,7 +61,8 @@ fn places(needs: &Needs<'_>) -> Vec<(PathBuf, BitFlags<AccessFs>)> {
     let real = given.as_ref().and_then(|file| std::fs::canonicalize(file).ok());
     for file in [given, real].into_iter().flatten() {
         let folder = file.parent().filter(|parent| !parent.as_os_str().is_empty());
-        places.push((folder.unwrap_or(Path::new(".")).to_owned(), read));
+        // The files of tenants, in a folder beside it, too.
+        places.push((folder.unwrap_or(Path::new(".")).to_owned(), AccessFs::ReadFile | AccessFs::ReadDir));
     }
     let mut others = vec![
         // What kind of file a descriptor is; our own threads.
