@@ -48,6 +48,9 @@ drop_reasons! {
     HeadersTooLong = "headers.too_long", "The headers up to the end of layer 4 did not fit into the first 192 bytes.", "Send fewer IP options or extension headers.";
     EtherType = "ether.type", "Neither IPv4, IPv6 nor ARP: VLAN tags, 802.3 frames and other protocols of layer 2 never cross.", "Send untagged IP; the router carries nothing else.";
     EtherDestination = "ether.destination", "The destination MAC was another host's: every packet goes by way of the gateway.", "Let the guest learn the MAC by ARP or neighbour discovery; remove static neighbour entries.";
+    RateNic = "rate.nic", "The guest sent more than the `rate` of its NIC, and had used up the quarter of a second that it may save.", "Raise the NIC's `rate`; packet-stats vm shows it. TCP slows down by itself.";
+    RateTenant = "rate.tenant", "The VMs of the tenant together sent more than its `quota.rate`, and had used up the quarter of a second that they may save.", "Raise `quota.rate` of the tenant, or give the NIC that sends most a `rate` of its own.";
+    PpsTenant = "pps.tenant", "The VMs of the tenant together sent more packets than its `quota.pps`, and had used up the quarter of a second that they may save.", "Raise `quota.pps` of the tenant, or find who sends so many: packet-stats.";
     SourceMac = "source.mac", "The source MAC is not the NIC's.", "Give the guest the MAC of the topology file, or put the guest's MAC there.";
     SourceAddress = "source.address", "The source address does not belong to the NIC.", "Use the NIC's configured address; in IPv6 set addr_gen_mode to eui64 and turn privacy extensions off; a VM that routes others needs `prefixes`.";
     SourceMartian = "source.martian", "The source address can never be a sender's: loopback, multicast, unspecified or reserved.", "Look at what in the guest sends this.";

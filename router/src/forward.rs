@@ -42,6 +42,8 @@ fn decide<T: Trace>(
 ) -> Result<Verdict, Refusal> {
     let port = snapshot.port(ingress).ok_or(DropReason::RouteNone)?;
 
+    let frame_len = head.frame_len;
+
     // Parse: from here on, lengths and checksums are right.
     // The packet stays where it was parsed and is only referred to: copies of what was just written in pieces wait for
     // each piece.
@@ -56,7 +58,8 @@ fn decide<T: Trace>(
     }
     trace.step(|| Step::Parsed(packet.name(head.protocol)));
 
-    // Meter: nothing is metered yet; the sender's bucket would be asked here, before any work for it.
+    // Meter: before any work for the sender.
+    state.allowance.charge(port, frame_len, head)?;
 
     // Source check.
     source::check(snapshot, state, ingress, head, packet).map_err(|no| Refusal::at_ingress(no, port))?;

@@ -8,7 +8,7 @@
 //! The steps, in the order of `forward.rs`: parse, meter, source check, own address, TTL, VRF and FIB,
 //! next hop, policy, size, verdict. Everything that they read is in the immutable [`Snapshot`] (built from the
 //! topology, swapped between bursts), in the [`WorkerState`] of the one worker that asks, and for traffic that needs
-//! state in the connection table ([`flow`]) that the workers share. There is no I/O and no clock: time is an argument, and
+//! state in the connection table ([`flow`]) that the workers share, and in the buckets of limits ([`meter`]). There is no I/O and no clock: time is an argument, and
 //! the same call answers live packets, traces and what-if questions ([`Trace`]).
 //!
 //! Frames that the router itself originates are built on the cold path, by [`reply`]: ARP and neighbour
@@ -29,6 +29,7 @@ pub mod forward;
 pub mod headers;
 pub mod ids;
 mod look_ahead;
+pub mod meter;
 pub mod offload;
 mod own;
 mod parse;
@@ -55,6 +56,7 @@ pub use forward::forward;
 pub use headers::{Headers, PEEK};
 pub use ids::{PortId, RuleId, TenantId};
 pub use look_ahead::look_ahead;
+pub use meter::Meters;
 pub use offload::{Offload, OffloadCaps};
 pub use snapshot::{RouteInfo, RouteKind, Snapshot};
 pub use state::WorkerState;

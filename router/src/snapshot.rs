@@ -16,6 +16,7 @@ pub use self::port_ids::{PortIds, nic_name, uplink_name};
 pub use self::routes::{RouteInfo, RouteKind};
 use crate::fib::{Fib, PrefixTable};
 use crate::ids::{PortId, RuleId, TenantId};
+use crate::meter::Meter;
 
 /// The configuration as the packet path sees it.
 #[derive(Debug)]
@@ -43,6 +44,8 @@ pub struct Port {
     pub rule: RuleId,
     /// Which of the two.
     pub kind: PortKind,
+    /// What limits what comes in here; nothing limits an uplink.
+    pub meters: Box<[Meter]>,
 }
 
 /// What stands behind a port.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::flow::{FlowTable, Seat};
 use crate::ids::{PortId, TenantId};
+use crate::meter::Allowance;
 use crate::rate_limit::ReplyLimits;
 use crate::snapshot::Snapshot;
 
@@ -20,6 +21,8 @@ pub struct WorkerState {
     /// The MTU of the egress that was too small, bytes of layer 3: set right before
     /// [`crate::DropReason::MtuExceeded`], for the ICMP error about it.
     pub last_mtu: u16,
+    /// What the burst under way may use.
+    pub(crate) allowance: Allowance,
     learned: Vec<Learned>,
     flows: Arc<FlowTable>,
     /// By tenant.
@@ -102,6 +105,7 @@ impl WorkerState {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::meter::Meters;
     use crate::snapshot::PortIds;
     use crate::testing::{DB, WEB, ip, snapshot, topology};
 
@@ -116,7 +120,8 @@ mod tests {
         let mut smaller = topology();
         smaller.tenants[0].vms.remove(0);
         smaller.tenants[0].routes.clear();
-        let without = Snapshot::build_with(&smaller, &[], &PortIds::carry_on(&snapshot, &smaller));
+        let without =
+            Snapshot::build_with(&smaller, &[], &PortIds::carry_on(&snapshot, &smaller), &Meters::default());
         assert!(without.port(WEB).is_none());
         state.adopt(&without);
         assert!(state.knows(DB, a) && state.knows(DB, b) && !state.knows(WEB, a));

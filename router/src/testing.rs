@@ -112,6 +112,8 @@ fn tenant(name: &str) -> Tenant {
         vms: Vec::new(),
         routes: Vec::new(),
         flows: None,
+        rate: None,
+        pps: None,
     }
 }
 
@@ -143,6 +145,7 @@ fn nic(line: u32, network: usize, port: PortId, mtu: u16, v4: &[&str], v6: &[&st
         groups: Vec::new(),
         queues: 1,
         mtu,
+        rate: None,
         owner: None,
         connect: None,
     }

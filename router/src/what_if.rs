@@ -13,6 +13,7 @@ use crate::checksum::ones_complement_sum;
 use crate::forward::forward;
 use crate::headers::Headers;
 use crate::ids::{PortId, RuleId};
+use crate::meter::Meters;
 use crate::parse::{ICMP, ICMPV6, TCP, UDP};
 use crate::policy::Passed;
 use crate::snapshot::{NicPort, PortIds, PortKind, Snapshot};
@@ -44,7 +45,7 @@ pub fn failed_tests(topology: &Topology, now: Instant) -> Vec<Failed> {
         return Vec::new();
     }
     let ids = PortIds::fresh(topology);
-    let mut snapshot = Snapshot::build_with(topology, &[], &ids);
+    let mut snapshot = Snapshot::build_with(topology, &[], &ids, &Meters::default());
     // No packet meets a quota: what is asked is where one may go, not how many.
     snapshot.policy.limits.fill(Some(u32::MAX));
     let nics = nics(topology, &snapshot, &ids);

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
 use topology::{
     Group, Mac, Network, Nic, Peer, Place, Poll, Protocol, Router, Rule, Service, Spec, Tenant, Topology,
-    Uplink, UplinkKind, Vm,
+    Uplink, UplinkKind, Vm, show_rate,
 };
 
 /// Guest memory of every VM, bytes.
@@ -124,6 +124,8 @@ impl Scenario {
             vms: Vec::new(),
             routes: Vec::new(),
             flows: None,
+            rate: None,
+            pps: None,
         });
         Ok(self.topology.tenants.len() - 1)
     }
@@ -150,6 +152,7 @@ impl Scenario {
             groups: Vec::new(),
             queues: shape.queues,
             mtu: shape.mtu,
+            rate: None,
             owner: None,
             connect: None,
         };
@@ -250,6 +253,12 @@ impl Scenario {
                 tenant.uplinks.iter().filter_map(|&index| self.topology.uplinks.get(index)).map(|u| &u.name);
             let (name, uplinks) = (&tenant.name, list(names));
             writeln!(file, "[tenant.{name}]\ncustomer = {:?}\nuplinks = {uplinks}", tenant.customer)?;
+            if let Some(rate) = &tenant.rate {
+                writeln!(file, "quota.rate = \"{}\"", show_rate(rate.per_second))?;
+            }
+            if let Some(pps) = &tenant.pps {
+                writeln!(file, "quota.pps = {}", pps.per_second)?;
+            }
             for network in &tenant.networks {
                 let nets4 = network.subnets4.iter().map(ToString::to_string);
                 let subnets = list(nets4.chain(network.subnets6.iter().map(ToString::to_string)));
@@ -288,6 +297,9 @@ fn nic_table(tenant: &Tenant, vm: &Vm, nic: &Nic) -> Result<String> {
         writeln!(table, "groups = {}", list(groups))?;
     }
     writeln!(table, "queues = {}\nmtu = {}", nic.queues, nic.mtu)?;
+    if let Some(rate) = &nic.rate {
+        writeln!(table, "rate = \"{}\"", show_rate(rate.per_second))?;
+    }
     if let Some(path) = &nic.connect {
         writeln!(table, "connect = {path:?}")?;
     }

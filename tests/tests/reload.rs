@@ -162,7 +162,7 @@ fn what_cannot_be_done_changes_nothing() -> Result<()> {
     fs::remove_file(run.join("other/x.0.sock"))?;
 
     step("protection that is not built");
-    let quota = format!("{}\n[tenant.more]\nquota = {{ rate = \"1Gbit\" }}\n", field.texts[0]);
+    let quota = format!("{}\n[tenant.more]\nquota = {{ iops = 1_000 }}\n", field.texts[0]);
     let said = field.reload(&quota)?;
     ensure!(said.contains("nothing was changed"), "{said}");
 

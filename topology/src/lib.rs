@@ -50,6 +50,7 @@ pub use plan::Plan;
 pub use policy::*;
 pub use problem::{Problem, Problems, nearest};
 use source::Source;
+pub use units::show_rate;
 use validate::context::Context;
 
 /// Bytes that a file may have.

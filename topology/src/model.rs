@@ -137,6 +137,19 @@ pub struct Tenant {
     pub routes: Vec<Route>,
     /// `quota.flows`: most connections that are tracked for it; none: the router's own limit.
     pub flows: Option<u32>,
+    /// `quota.rate`: bits a second that its VMs may send in all.
+    pub rate: Option<Limit>,
+    /// `quota.pps`: packets a second that its VMs may send in all.
+    pub pps: Option<Limit>,
+}
+
+/// How much may be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// Bits or packets a second, not zero.
+    pub per_second: u64,
+    /// Where the file asks for it.
+    pub at: Place,
 }
 
 /// `[tenant.X.network.NAME]`: one routed subnet per family; nothing of layer 2 crosses.
@@ -207,6 +220,8 @@ pub struct Nic {
     pub queues: u16,
     /// Largest layer-3 packet, bytes, 68..=65521 (1280 at least with IPv6).
     pub mtu: u16,
+    /// Bits a second that it may send.
+    pub rate: Option<Limit>,
     /// User that may connect to the socket beside the group, or whose socket `connect` may be.
     pub owner: Option<u32>,
     /// Client mode: the VMM listens here and the router connects; none: the router listens.

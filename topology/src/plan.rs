@@ -11,7 +11,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Network, Nic, Router, Spec, Tenant, Topology, Uplink, UplinkKind, Via, Vm};
+use crate::model::{Limit, Network, Nic, Router, Spec, Tenant, Topology, Uplink, UplinkKind, Via, Vm};
+use crate::units::show_rate;
 use compare::{Fields, list, optional, pair};
 use policy::groups_of;
 
@@ -169,6 +170,9 @@ impl Plan {
             fields.compare(Effect::InPlace, "uplinks", &uplinks((old.0, was)), &uplinks((new.0, is)));
             let flows = |tenant: &Tenant| optional(tenant.flows);
             fields.compare(Effect::InPlace, "quota.flows", &flows(was), &flows(is));
+            fields.compare(Effect::InPlace, "quota.rate", &rate(was.rate), &rate(is.rate));
+            let pps = |tenant: &Tenant| optional(tenant.pps.map(|pps| pps.per_second));
+            fields.compare(Effect::InPlace, "quota.pps", &pps(was), &pps(is));
             self.both(what(), fields);
         }
         self.networks(name, old.1, new.1);
@@ -261,9 +265,14 @@ fn nic(old: &Nic, new: &Nic) -> Fields {
     let dials = old.connect.is_some() && new.connect.is_some();
     let effect = if dials { Effect::Reconnect } else { Effect::InPlace };
     fields.shown(effect, "owner", &old.owner, &new.owner, |owner| optional(owner.as_ref()));
+    fields.compare(Effect::InPlace, "rate", &rate(old.rate), &rate(new.rate));
     fields.compare(Effect::InPlace, "addresses", &addresses(old), &addresses(new));
     fields.shown(Effect::InPlace, "prefixes", &old.prefixes, &new.prefixes, |all| list(all));
     fields
+}
+
+fn rate(limit: Option<Limit>) -> String {
+    optional(limit.map(|limit| show_rate(limit.per_second)))
 }
 
 /// What differs in what a VM is made of: its monitor's business, or its next start's.
@@ -380,6 +389,12 @@ via = "10.0.0.5"
                 &db.replace("\"] }", "\"], mtu = 9000 }"),
                 "~ nic acme/db.0 (its VMM must reconnect) mtu 1500 -> 9000",
             ),
+            (
+                "[tenant.acme.network.lan]",
+                "[tenant.acme]\nquota = { rate = \"2500Mbit\", pps = 1_000 }\n[tenant.acme.network.lan]",
+                "~ tenant acme quota.rate none -> 2500Mbit, quota.pps none -> 1000",
+            ),
+            (db, &db.replace("\"] }", "\"], rate = \"1Gbit\" }"), "~ nic acme/db.0 rate none -> 1Gbit"),
             ("10.0.0.7", "10.0.0.8", "~ nic acme/db.0 addresses 10.0.0.7 -> 10.0.0.8"),
             (
                 "[tenant.acme.vm.db]",

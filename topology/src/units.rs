@@ -37,6 +37,14 @@ pub(crate) fn rate(text: &str) -> Result<u64, Expected> {
         .ok_or(EXPECTED)
 }
 
+/// A rate as the operator would write it.
+#[must_use]
+pub fn show_rate(bits: u64) -> String {
+    let units = [(1_000_000_000, "Gbit"), (1_000_000, "Mbit"), (1_000, "Kbit")];
+    let unit = units.into_iter().find(|&(unit, _)| bits >= unit && bits.is_multiple_of(unit));
+    unit.map_or_else(|| format!("{bits}bit"), |(unit, suffix)| format!("{}{suffix}", bits / unit))
+}
+
 /// Percent of one CPU, not zero: `150%`.
 pub(crate) fn percent(text: &str) -> Result<u64, Expected> {
     const EXPECTED: Expected = "write a share of one CPU as \"150%\"";
@@ -83,6 +91,7 @@ mod tests {
             [("1Gbit", 1_000_000_000), ("500Mbit", 500_000_000), ("64Kbit", 64_000), ("9bit", 9)]
         {
             assert_eq!(rate(text), Ok(wanted), "{text}");
+            assert_eq!(show_rate(wanted), text);
         }
         for bad in ["", "bit", "0Mbit", "1G", "1gbit", "99999999999Gbit"] {
             assert!(rate(bad).is_err(), "{bad}");

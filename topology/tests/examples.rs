@@ -71,19 +71,15 @@ fn what_full_asks_for_and_is_not_enforced() {
         "31:58 tenant.acme.quota.storage",
         "31:73 tenant.acme.quota.iops",
         "31:93 tenant.acme.quota.cpu_share",
-        "31:105 tenant.acme.quota.rate",
-        "31:120 tenant.acme.quota.pps",
         "31:178 tenant.acme.quota.flip_memory",
         "35:8 tenant.acme.network.web.dhcp",
         "36:7 tenant.acme.network.web.dns",
         "41:8 tenant.acme.network.db.dhcp",
         "63:9 tenant.acme.vm.web1.spec.disks",
         "64:9 tenant.acme.vm.web1.spec.speed",
-        "72:8 tenant.acme.vm.web1.nic[0].rate",
         "83:19 tenant.acme.flip.orders",
         "95:1 tenant.acme.forward[0]",
         "101:21 tenant.acme.mirror.ids",
-        "110:27 tenant.globex.quota.rate",
     ];
     assert_eq!(listed, pinned);
     let listed = |text| topology::parse("f", text).unwrap().unenforced.len();

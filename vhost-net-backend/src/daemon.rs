@@ -20,7 +20,7 @@ use std::time::Instant;
 use anyhow::Context;
 use crossbeam::channel::Sender;
 use router::snapshot::{PortIds, PortKind};
-use router::{FlowTable, PortId, Snapshot};
+use router::{FlowTable, Meters, PortId, Snapshot};
 use topology::{Mac, Topology, UplinkKind};
 
 pub use self::apply::{Applier, Origin, Stored};
@@ -92,7 +92,8 @@ impl Daemon {
         for (uplink, tap) in kept.iter().zip(&taps) {
             macs.get_mut(uplink.index).into_iter().for_each(|mac| *mac = tap.mac);
         }
-        let snapshot = Arc::new(Snapshot::build_with(&topology, &macs, &ids));
+        let meters = Meters::default();
+        let snapshot = Arc::new(Snapshot::build_with(&topology, &macs, &ids, &meters));
         let flows = Arc::new(FlowTable::new(FlowTable::CAPACITY, secret()));
         let store = Store::open(run_dir, counters.boot());
         let store = store.inspect_err(|error| tracing::warn!(%error, "vring state cannot be kept")).ok();
@@ -100,7 +101,8 @@ impl Daemon {
         let (run_dir, health) = (run_dir.to_owned(), Arc::new(Health::new(count)));
         let (links, orders) = Links::new().context("cannot create an eventfd")?;
         let topology = Arc::new(topology);
-        let view = View { topology, snapshot, ids, macs, ports, counters, flows, run_dir, health, links };
+        let view =
+            View { topology, snapshot, ids, macs, meters, ports, counters, flows, run_dir, health, links };
 
         let events = keeper::channel();
         let (workers, threads) = start_workers(&view, &events.0, &gathering)?;

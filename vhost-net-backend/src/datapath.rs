@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use router::{
     Answer, DropReason, FlowTable, Headers, NoTrace, OffloadCaps, PortId, RuleId, Snapshot, Verdict,
-    VnetHeader, WorkerState, reply,
+    VnetHeader, WorkerState, meter, reply,
 };
 
 use crate::counters::{Counter, Counters};
@@ -248,6 +248,7 @@ impl Datapath {
         }
         let heads = self.heads.get(..burst.frames.len()).unwrap_or_default();
         router::look_ahead(&self.snapshot, ingress, heads);
+        meter::begin_burst(&self.snapshot, &mut self.state, now, ingress, heads);
         for (i, head) in self.heads.iter_mut().take(burst.frames.len()).enumerate() {
             if burst.is_gone(i) {
                 // Forwarded and counted by the daemon that was killed.
@@ -282,6 +283,7 @@ impl Datapath {
                 }
             }
         }
+        meter::end_burst(&self.snapshot, &mut self.state, ingress);
         counters.add(Counter::ReceivedBytes, bytes);
     }
 

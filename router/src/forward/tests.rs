@@ -194,9 +194,12 @@ fn a_trace_follows_the_steps() {
     assert_eq!(steps(&mut state, &frame), [Step::Parsed("ipv4 udp")]);
 }
 
-/// Reasons that need rules or state, which `policy` makes happen, and that other layers give: the ring reader and the
+/// Reasons that need limits, rules or state, which `meter` and `policy` make happen, and that other layers give: the ring reader and the
 /// delivery.
-const OTHERS: [DropReason; 15] = [
+const OTHERS: [DropReason; 18] = [
+    DropReason::RateNic,
+    DropReason::RateTenant,
+    DropReason::PpsTenant,
     DropReason::PolicyIngress,
     DropReason::PolicyEgress,
     DropReason::PolicyPeering,

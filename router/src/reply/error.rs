@@ -51,6 +51,9 @@ impl Cause {
             | DropReason::HeadersTooLong
             | DropReason::EtherType
             | DropReason::EtherDestination
+            | DropReason::RateNic
+            | DropReason::RateTenant
+            | DropReason::PpsTenant
             | DropReason::SourceMac
             | DropReason::SourceAddress
             | DropReason::SourceMartian

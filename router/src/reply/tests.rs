@@ -57,7 +57,13 @@ fn snapshot() -> Snapshot {
     let mut behind = Box::<PrefixTable<TenantId>>::default();
     serves.iter().for_each(|(net, tenant)| behind.add(*net, *tenant));
     let uplink = PortKind::Uplink(UplinkPort { index: 0, peer_mac: KERNEL, serves, behind });
-    let port = |name: &str, mtu, kind| Port { name: name.into(), mtu, rule: RuleId::BUILT_IN, kind };
+    let port = |name: &str, mtu, kind| Port {
+        name: name.into(),
+        mtu,
+        rule: RuleId::BUILT_IN,
+        kind,
+        meters: Box::default(),
+    };
     Snapshot {
         router_mac: ROUTER,
         slots: vec![

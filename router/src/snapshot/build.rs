@@ -11,18 +11,19 @@ use super::{
 };
 use crate::fib::{Fib, Hop, NextHop, PrefixTable, Route};
 use crate::ids::{PortId, RuleId, TenantId};
+use crate::meter::Meters;
 
 impl Snapshot {
     /// Builds it, with the ids of a daemon that starts. `uplink_macs` holds the peer MAC of each uplink, in the order of
     /// `topology.uplinks`; a missing one counts as all zeros.
     #[must_use]
     pub fn build(topology: &Topology, uplink_macs: &[Mac]) -> Self {
-        Self::build_with(topology, uplink_macs, &PortIds::fresh(topology))
+        Self::build_with(topology, uplink_macs, &PortIds::fresh(topology), &Meters::default())
     }
 
-    /// The same with these ids, which must be those of `topology`.
+    /// The same with these ids, which must be those of `topology`, and with the buckets of the snapshots before it.
     #[must_use]
-    pub fn build_with(topology: &Topology, uplink_macs: &[Mac], ids: &PortIds) -> Self {
+    pub fn build_with(topology: &Topology, uplink_macs: &[Mac], ids: &PortIds, meters: &Meters) -> Self {
         let slots = std::iter::repeat_with(|| None).take(ids.end()).collect();
         let mut builder = Builder { topology, uplink_macs, ids, slots, rules: vec![Place::default()] };
         let mut first_nic = 0;
@@ -38,9 +39,11 @@ impl Snapshot {
         for index in 0..topology.uplinks.len() {
             builder.add_uplink(index);
         }
-        let Builder { slots, mut rules, .. } = builder;
+        let Builder { mut slots, mut rules, .. } = builder;
         peering::add_routes(topology, &slots, &mut vrfs, &mut rules);
         let policy = Policy::build(topology, &slots, ids, &mut rules);
+        // Their lines come last: a limit that comes or goes renumbers no rule.
+        meters.attach(topology, ids, &mut slots, &mut rules);
         Self { router_mac: topology.router.mac, slots, vrfs, policy, rules }
     }
 }
@@ -94,6 +97,7 @@ impl Builder<'_> {
                         network: nic.network,
                         queues: nic.queues,
                     }),
+                    meters: Box::default(),
                 };
                 self.put(self.nic_id(at), port);
                 at += 1;
@@ -126,6 +130,7 @@ impl Builder<'_> {
             mtu: uplink.mtu,
             rule,
             kind: PortKind::Uplink(UplinkPort { index, peer_mac: self.uplink_mac(index), serves, behind }),
+            meters: Box::default(),
         };
         self.put(self.uplink_id(index), port);
     }

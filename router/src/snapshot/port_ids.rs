@@ -84,6 +84,7 @@ pub fn uplink_name(uplink: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::meter::Meters;
 
     fn topology(vms: &[&str], uplinks: &[&str]) -> Topology {
         let mut text = "version = 1\ntenant.me.network.lan.subnets = [\"10.0.0.0/24\"]\n".to_owned();
@@ -111,7 +112,7 @@ mod tests {
         let second_ids = PortIds::carry_on(&snapshot, &second);
         assert_eq!(second_ids.nics(), ids(&[7, 8, 0, 1, 4, 5]));
         assert_eq!((second_ids.uplinks(), second_ids.end()), (&*ids(&[6, 9]), 10));
-        let snapshot = Snapshot::build_with(&second, &[], &second_ids);
+        let snapshot = Snapshot::build_with(&second, &[], &second_ids, &Meters::default());
         assert!(snapshot.port(PortId(2)).is_none() && snapshot.port(PortId(3)).is_none());
         let named: Vec<_> = snapshot.ports().map(|(id, port)| (id.0, port.name.as_str())).collect();
         let wanted = [
@@ -131,6 +132,9 @@ mod tests {
         // Nothing is left, and the table has no entry.
         let none = topology(&[], &[]);
         let none_ids = PortIds::carry_on(&snapshot, &none);
-        assert_eq!((none_ids.end(), Snapshot::build_with(&none, &[], &none_ids).ports().count()), (0, 0));
+        assert_eq!(
+            (none_ids.end(), Snapshot::build_with(&none, &[], &none_ids, &Meters::default()).ports().count()),
+            (0, 0)
+        );
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, LazyLock};
 
 use anyhow::{Context as _, Result, ensure};
 use router::snapshot::PortIds;
-use router::{PortId, Snapshot};
+use router::{Meters, PortId, Snapshot};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 use vhost_net_backend::control::Api;
@@ -129,5 +129,17 @@ fn view() -> Result<View> {
     let (links, _) = Links::new()?;
     let (ids, macs) = (PortIds::fresh(&topology), vec![topology::Mac::default(); topology.uplinks.len()]);
     let (topology, flows) = (Arc::new(topology), Arc::default());
-    Ok(View { topology, snapshot, ids, macs, ports, counters, flows, run_dir, health, links })
+    Ok(View {
+        topology,
+        snapshot,
+        ids,
+        macs,
+        meters: Meters::default(),
+        ports,
+        counters,
+        flows,
+        run_dir,
+        health,
+        links,
+    })
 }

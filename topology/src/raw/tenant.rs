@@ -66,9 +66,9 @@ pub(crate) struct RawQuota {
     pub(crate) iops: Option<At<u64>>,
     /// CPU time, percent of one CPU.
     pub(crate) cpu_share: Option<At<u64>>,
-    /// Network rate: "5Gbit".
+    /// Bits a second that all its NICs may send together: "5Gbit". 250 ms of it can be saved up for a burst.
     pub(crate) rate: Option<At<String>>,
-    /// Packets a second.
+    /// Packets a second, likewise; a frame that is segmented counts as its segments.
     pub(crate) pps: Option<At<u64>>,
     /// Tracked connections.
     pub(crate) flows: Option<At<u64>>,

@@ -117,7 +117,7 @@ pub(crate) struct RawNic {
     /// Names of security groups of this tenant.
     #[serde(default)]
     pub(crate) groups: Vec<At<String>>,
-    /// Limit of what it sends: "1Gbit".
+    /// Bits a second that it may send: "1Gbit". 250 ms of it can be saved up for a burst.
     pub(crate) rate: Option<At<String>>,
     /// User id of its VMM, beside the group: it may connect to the socket, or own the one named by `connect`.
     pub(crate) owner: Option<At<u32>>,

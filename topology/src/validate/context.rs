@@ -3,11 +3,11 @@
 use std::str::FromStr;
 
 use crate::at::{At, Named, Span};
-use crate::model::Unenforced;
+use crate::model::{Limit, Unenforced};
 use crate::place::Place;
 use crate::problem::{Problem, listing, nearest};
 use crate::source::Source;
-use crate::units::Expected;
+use crate::units::{self, Expected};
 
 /// After so many problems no more spellings are guessed: it takes time, and they are not printed.
 const GUESSES: usize = 50;
@@ -95,6 +95,12 @@ impl<'f> Context<'f> {
                 None
             }
         }
+    }
+
+    /// How much may be sent, in bits a second.
+    pub(crate) fn rate(&mut self, text: &At<String>) -> Option<Limit> {
+        let per_second = self.unit(text, "a rate", units::rate)?;
+        Some(Limit { per_second, at: self.place(&text.span()) })
     }
 
     /// The number if it is within `range`, as the type that the model wants.

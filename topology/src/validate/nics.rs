@@ -10,7 +10,6 @@ use crate::derive;
 use crate::mac::Mac;
 use crate::model::{Network, Nic, Vm};
 use crate::raw::{RawNic, RawTenant};
-use crate::units;
 use crate::validate::context::Context;
 use crate::validate::{limits, networks, sockets, subnets, uplinks};
 
@@ -45,11 +44,7 @@ pub(crate) fn nic(
     ctx: &mut Context<'_>,
 ) -> Option<Nic> {
     let label = format!("{vm}.nic[{index}]");
-    let path = format!("tenant.{}.vm.{label}", scope.tenant);
-    if let Some(rate) = &raw.rate {
-        ctx.unit(rate, "a rate", units::rate);
-        ctx.unenforced(format!("{path}.rate"), &rate.span());
-    }
+    let rate = raw.rate.as_ref().and_then(|rate| ctx.rate(rate));
     let groups = raw.groups.iter().filter_map(|group| ctx.find(group, "group", &scope.raw.group)).collect();
     let mac = nic_mac(vm, index, raw, &label, scope, ctx);
     let prefixes = prefixes(raw, scope, ctx);
@@ -70,6 +65,7 @@ pub(crate) fn nic(
         groups,
         queues: queues.unwrap_or(1),
         mtu,
+        rate,
         owner: raw.owner.as_ref().map(|owner| **owner),
         connect: raw.connect.as_ref().map(|path| sockets::connect(path, ctx)),
     };

@@ -1,25 +1,32 @@
 //! `[tenant.X] quota`: what the file itself can be held against, and what only a running router can.
 
 use crate::at::At;
-use crate::model::Tenant;
+use crate::model::{Limit, Tenant};
 use crate::raw::{RawQuota, RawTenant};
 use crate::units;
 use crate::validate::context::Context;
 
-/// `path` is the tenant's, `tenant.acme`; gives the connections that may be tracked for it.
-pub(crate) fn validate(path: &str, raw: &RawTenant, tenant: &Tenant, ctx: &mut Context<'_>) -> Option<u32> {
-    let quota = raw.quota.as_ref()?;
+/// `path` is the tenant's, `tenant.acme`. What the router itself holds it to goes into `tenant`.
+pub(crate) fn validate(path: &str, raw: &RawTenant, tenant: &mut Tenant, ctx: &mut Context<'_>) {
+    let Some(quota) = raw.quota.as_ref() else { return };
     counts(quota, tenant, ctx);
     sizes(quota, raw, tenant, ctx);
-    rates(quota, ctx);
+    tenant.rate = quota.rate.as_ref().and_then(|rate| ctx.rate(rate));
+    for (value, key) in [(&quota.iops, "iops"), (&quota.cpu_share, "cpu_share")] {
+        if let Some(value) = value {
+            ctx.number::<u32>(value, key, 1..=u32::MAX);
+        }
+    }
+    tenant.pps = quota.pps.as_ref().and_then(|pps| {
+        let per_second = ctx.number::<u32>(pps, "pps", 1..=u32::MAX)?.into();
+        Some(Limit { per_second, at: ctx.place(&pps.span()) })
+    });
+    tenant.flows = quota.flows.as_ref().and_then(|flows| ctx.number(flows, "flows", 1..=u32::MAX));
     let path = format!("{path}.quota");
     ctx.unenforced_key(&path, "storage", quota.storage.as_ref());
     ctx.unenforced_key(&path, "iops", quota.iops.as_ref());
     ctx.unenforced_key(&path, "cpu_share", quota.cpu_share.as_ref());
-    ctx.unenforced_key(&path, "rate", quota.rate.as_ref());
-    ctx.unenforced_key(&path, "pps", quota.pps.as_ref());
     ctx.unenforced_key(&path, "flip_memory", quota.flip_memory.as_ref());
-    quota.flows.as_ref().and_then(|flows| ctx.number(flows, "flows", 1..=u32::MAX))
 }
 
 fn counts(quota: &RawQuota, tenant: &Tenant, ctx: &mut Context<'_>) {
@@ -64,15 +71,4 @@ fn sizes(quota: &RawQuota, raw: &RawTenant, tenant: &Tenant, ctx: &mut Context<'
 fn exceeded<T>(at: &At<T>, limit: &str, used: &str, what: &str, tenant: &Tenant, ctx: &mut Context<'_>) {
     let message = format!("tenant {:?} has {used} {what}, its quota is {limit}", tenant.name);
     ctx.problem(at.span(), message, "raise the quota, or ask for less");
-}
-
-fn rates(quota: &RawQuota, ctx: &mut Context<'_>) {
-    if let Some(rate) = &quota.rate {
-        ctx.unit(rate, "a rate", units::rate);
-    }
-    for (value, key) in [(&quota.iops, "iops"), (&quota.cpu_share, "cpu_share"), (&quota.pps, "pps")] {
-        if let Some(value) = value {
-            ctx.number::<u32>(value, key, 1..=u32::MAX);
-        }
-    }
 }

@@ -58,12 +58,14 @@ fn tenant(
         vms,
         routes: Vec::new(),
         flows: None,
+        rate: None,
+        pps: None,
     };
     let nics = |vm: &crate::raw::RawVm| vm.nic.as_ref().map_or(0, |nics| nics.len());
     let whole = raw.vm.iter().zip(&tenant.vms).all(|(raw, vm)| nics(&raw.value) == vm.nics.len());
     tenant.routes = routes::validate(&raw.route, &routes::Scope { uplinks, tenant: &tenant, whole }, ctx);
     owner(&path, raw, ctx);
-    tenant.flows = quota::validate(&path, raw, &tenant, ctx);
+    quota::validate(&path, raw, &mut tenant, ctx);
     flips::validate(&path, raw, ctx);
     forwards::validate(raw, &tenant, uplinks, taken, ctx);
     mirrors::validate(&path, raw, ctx);

@@ -101,7 +101,7 @@ mod tests {
         let text = r#"
 version = 1
 [tenant.acme]
-quota = { rate = "1Gbit" }
+quota = { iops = 1_000 }
 [tenant.acme.network.lan]
 subnets = ["10.0.0.0/24", "fd00::/64"]
 [tenant.acme.group.web]

@@ -226,7 +226,7 @@ mod tests {
     fn unenforced_protection_is_refused_unless_allowed() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("t.toml");
-        let text = "version = 1\n[tenant.me]\nquota = { rate = \"1Gbit\" }\n[tenant.me.network.lan]\nsubnets = [\"10.0.0.0/24\"]\n";
+        let text = "version = 1\n[tenant.me]\nquota = { iops = 1_000 }\n[tenant.me.network.lan]\nsubnets = [\"10.0.0.0/24\"]\n";
         std::fs::write(&file, text).unwrap();
         let topology = check::read(&file).unwrap();
         let name = file.display().to_string();

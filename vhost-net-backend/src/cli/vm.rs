@@ -3,7 +3,7 @@
 use super::packet_stats::{Context, is_vm, json};
 use super::text::{binary, count, safe, wrap};
 use super::{Failure, Page, stats};
-use crate::control::api::{Counts, Link, PortInfo, Ports, Vm, VmNic};
+use crate::control::api::{Counts, Limit, Link, PortInfo, Ports, Vm, VmNic};
 use crate::control::client;
 
 /// The page. `name` is `VM` or `TENANT/VM`; a short name that several tenants use shows each of them.
@@ -70,6 +70,9 @@ fn nic_text(context: &Context, VmNic { info, counts }: &VmNic) -> String {
         "network",
         format!("{network}, MTU {}, {}", info.mtu, count(usize::from(info.queues), "queue pair")),
     );
+    for limit in &info.limits {
+        line("limit", limit_text(limit, counts));
+    }
     line("socket", info.socket.clone().unwrap_or_default());
     if info.link == Link::Down {
         line("link", "down: vmrouter link takes it up again".to_owned());
@@ -81,6 +84,14 @@ fn nic_text(context: &Context, VmNic { info, counts }: &VmNic) -> String {
         line(key, value);
     }
     out
+}
+
+/// `quota.rate 5Gbit (31:105), 12 frames dropped`.
+fn limit_text(limit: &Limit, counts: &Counts) -> String {
+    let Limit { key, value, reason, line, column } = limit;
+    let dropped = counts.drops.get(reason).copied().unwrap_or(0);
+    let frames = count(usize::try_from(dropped).unwrap_or(usize::MAX), "frame");
+    format!("{key} {value} ({line}:{column}), {frames} dropped")
 }
 
 fn session(info: &PortInfo) -> Vec<(&'static str, String)> {
@@ -155,9 +166,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let view = sample::view(folder.path());
         let block = view.counters.block(1, PortId(0));
-        block.add(Counter::Received, 3);
+        block.add(Counter::Received, 4);
         block.add(Counter::Consumed, 2);
         block.dropped(DropReason::TtlExpired);
+        block.dropped(DropReason::RateTenant);
         let _server = serve(crate::daemon::Board::new(view)).unwrap();
         let context = context(folder.path());
         let text = page(&context, "web1").unwrap().text;
@@ -170,8 +182,11 @@ mod tests {
             "  features    CSUM GUEST_CSUM GUEST_TSO4 GUEST_TSO6 HOST_TSO4 HOST_TSO6",
             "              VERSION_1",
             "  vrings      0 receive (256 entries), 1 transmit (256 entries)",
-            "  received    3 frames, 0 bytes",
-            "  drops       ttl.expired 1",
+            "  limit       rate 100Mbit (10:60), 0 frames dropped",
+            "  limit       quota.rate 1Gbit (18:18), 1 frame dropped",
+            "  limit       quota.pps 5000 (18:33), 0 frames dropped",
+            "  received    4 frames, 0 bytes",
+            "  drops       rate.tenant 1, ttl.expired 1",
             "  balance     0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
@@ -179,7 +194,7 @@ mod tests {
         assert_eq!(page(&context, "globex/web1").unwrap_err().exit, Exit::Failed);
         assert_eq!(page(&context, "../x").unwrap_err().exit, Exit::Failed);
         let json = page(&Context { json: true, ..context }, "acme/web1").unwrap().text;
-        assert_eq!(serde_json::from_str::<Vm>(&json).unwrap().nics[0].counts.received, 3);
+        assert_eq!(serde_json::from_str::<Vm>(&json).unwrap().nics[0].counts.received, 4);
     }
 
     #[test]

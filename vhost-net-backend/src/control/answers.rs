@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use router::{DropReason, PortId, Snapshot};
-use topology::{Nic, Tenant, Uplink};
+use topology::{Limit, Nic, Tenant, Uplink, show_rate};
 
 use super::api;
 use crate::counters::Identity;
@@ -193,8 +193,21 @@ fn nic_info(info: api::PortInfo, owner: &Tenant, nic: &Nic, socket: String) -> a
         queues: nic.queues,
         network: owner.networks.get(nic.network).map(|network| network.name.clone()),
         socket: Some(socket),
+        limits: limits(owner, nic),
         ..info
     }
+}
+
+fn limits(owner: &Tenant, nic: &Nic) -> Vec<api::Limit> {
+    let one = |key: &str, limit: Option<Limit>, reason: DropReason, show: fn(u64) -> String| {
+        let Limit { per_second, at } = limit?;
+        let (key, value, reason) = (key.to_owned(), show(per_second), reason.name().to_owned());
+        Some(api::Limit { key, value, reason, line: at.line, column: at.column })
+    };
+    let own = one("rate", nic.rate, DropReason::RateNic, show_rate);
+    let all = one("quota.rate", owner.rate, DropReason::RateTenant, show_rate);
+    let packets = one("quota.pps", owner.pps, DropReason::PpsTenant, |packets| packets.to_string());
+    [own, all, packets].into_iter().flatten().collect()
 }
 
 fn uplink_info(info: api::PortInfo, uplink: &Uplink, mac: Option<String>) -> api::PortInfo {

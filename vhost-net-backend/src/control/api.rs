@@ -227,6 +227,9 @@ pub struct PortInfo {
     pub queues: u16,
     /// Network of the NIC.
     pub network: Option<String>,
+    /// What bounds how much it may send.
+    #[serde(default)]
+    pub limits: Vec<Limit>,
     /// The vhost-user socket of the NIC.
     pub socket: Option<String>,
     /// The connected VMM.
@@ -247,6 +250,21 @@ pub struct PortInfo {
     pub faults: u64,
     /// Why the last connection ended or the last message was refused.
     pub last_error: Option<String>,
+}
+
+/// One bound of what a NIC may send.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limit {
+    /// As the file names it: `rate`, `quota.rate`, `quota.pps`. Those of a quota hold for all VMs of the tenant together.
+    pub key: String,
+    /// As the file would write it: `1Gbit`.
+    pub value: String,
+    /// The drop reason of what exceeds it.
+    pub reason: String,
+    /// Where the file asks for it.
+    pub line: u32,
+    /// And in that line.
+    pub column: u32,
 }
 
 /// `GET /v1/vm/{tenant}/{vm}`: all about one VM.

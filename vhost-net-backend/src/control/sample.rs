@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use router::snapshot::PortIds;
-use router::{PortId, Snapshot};
+use router::{Meters, PortId, Snapshot};
 use topology::Mac;
 
 use crate::counters::{Counters, Identity};
@@ -22,9 +22,12 @@ addresses = ["10.255.0.1/24"]
 [tenant.acme.network.web]
 subnets = ["10.1.0.0/24"]
 [tenant.acme.vm.web1]
-nic = [{ network = "web", addresses = ["10.1.0.11"] }]
+nic = [{ network = "web", addresses = ["10.1.0.11"], rate = "100Mbit" }]
 [tenant.acme.vm.web2]
 nic = [{ network = "web", addresses = ["10.1.0.12"] }]
+[tenant.acme.quota]
+rate = "1Gbit"
+pps = 5_000
 [tenant.globex]
 uplinks = ["lab"]
 [tenant.globex.network.web]
@@ -46,6 +49,7 @@ pub(crate) fn view(run_dir: &Path) -> View {
     let view = View {
         ids: PortIds::fresh(&topology),
         macs: vec![Mac::default()],
+        meters: Meters::default(),
         ports: ports.collect(),
         counters: Counters::create(&run_dir.join("stats"), 2, &identities).unwrap(),
         topology: Arc::new(topology),

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use crossbeam::channel::bounded;
 use router::snapshot::PortIds;
-use router::{FlowTable, PortId, Snapshot};
+use router::{FlowTable, Meters, PortId, Snapshot};
 use topology::{Mac, Topology, UplinkKind};
 
 use crate::counters::{Counters, Identity};
@@ -25,6 +25,8 @@ pub struct View {
     pub ids: PortIds,
     /// The peer's MAC of each uplink, in the order of the file.
     pub macs: Vec<Mac>,
+    /// What limits have left, whatever the configuration.
+    pub meters: Meters,
     /// Ports and their sessions.
     pub ports: PortTable,
     /// Counters of all workers.
@@ -115,7 +117,8 @@ impl Board {
         let at = view.ids.uplinks().iter().position(|id| *id == port);
         if let Some(place) = at.and_then(|at| view.macs.get_mut(at)) {
             *place = mac;
-            view.snapshot = Arc::new(Snapshot::build_with(&view.topology, &view.macs, &view.ids));
+            view.snapshot =
+                Arc::new(Snapshot::build_with(&view.topology, &view.macs, &view.ids, &view.meters));
             self.post(view, workers);
         }
     }

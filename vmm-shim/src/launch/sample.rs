@@ -30,6 +30,8 @@ pub(crate) fn topology() -> Topology {
         vms: vec![vm],
         routes: Vec::new(),
         flows: None,
+        rate: None,
+        pps: None,
     };
     let router = Router {
         name: "rack1".to_owned(),
@@ -74,6 +76,7 @@ fn nic(mac: &str, queues: u16, mtu: u16) -> Nic {
         groups: Vec::new(),
         queues,
         mtu,
+        rate: None,
         owner: None,
         connect: None,
     }

@@ -118,7 +118,7 @@ impl Next {
                 return Err(error);
             }
         };
-        let snapshot = Arc::new(Snapshot::build_with(&topology, &uplinks.macs, &ids));
+        let snapshot = Arc::new(Snapshot::build_with(&topology, &uplinks.macs, &ids, &view.meters));
         // The table of ports is made when those that change are detached.
         let (macs, topology) = (uplinks.macs.clone(), Arc::new(topology));
         let view = View { topology, snapshot, ids, macs, ..view.clone() };
