@@ -135,6 +135,15 @@ impl Snapshot {
         self.vrfs.get(id.index())
     }
 
+    /// The name of the tenant whose NIC that port is.
+    #[must_use]
+    pub fn tenant_of(&self, port: PortId) -> Option<&str> {
+        match &self.port(port)?.kind {
+            PortKind::Nic(nic) => self.vrf(nic.tenant).map(|vrf| vrf.tenant.as_str()),
+            PortKind::Uplink(_) => None,
+        }
+    }
+
     /// The network that a NIC is on.
     #[must_use]
     pub fn network(&self, nic: &NicPort) -> Option<&Network> {

@@ -402,7 +402,8 @@ impl Worker {
         }
         self.datapath.forget_guest(queue.port);
         // Active at once: whatever the guest queued before it knew us needs no kick (virtio 1.3, section 2.7.13.4).
-        self.sources.put(at, Source::Guest(queue));
+        let tenant = self.datapath.snapshot().tenant_of(queue.port);
+        self.sources.put(at, Source::Guest(queue), tenant);
         Ok(())
     }
 
@@ -444,7 +445,7 @@ impl Worker {
             return;
         }
         self.datapath.set_tap(port, Some(tap));
-        self.sources.put(at, Source::Uplink { port, buffers: Tap::buffers() });
+        self.sources.put(at, Source::Uplink { port, buffers: Tap::buffers() }, None);
     }
 
     /// Takes a source out. The front end still holds the other end of its kick, so closing ours would leave epoll's entry.

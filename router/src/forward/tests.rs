@@ -194,8 +194,8 @@ fn a_trace_follows_the_steps() {
     assert_eq!(steps(&mut state, &frame), [Step::Parsed("ipv4 udp")]);
 }
 
-/// Reasons that need limits, rules or state, which `meter` and `policy` make happen, and that other layers give: the ring reader and the
-/// delivery.
+/// Reasons that need limits, rules or state, which `meter` and `policy` make happen, and that other layers give: the ring
+/// reader and the delivery.
 const OTHERS: [DropReason; 18] = [
     DropReason::RateNic,
     DropReason::RateTenant,

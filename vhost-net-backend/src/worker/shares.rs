@@ -44,15 +44,25 @@ struct Arena {
     receivers: Vec<Bench>,
 }
 
-fn topology() -> String {
+/// All guests belong to one tenant, or the victim and whom it sends to belong to another.
+fn topology(apart: bool) -> String {
     let nic =
         |n| format!("{{ network = \"lan\", mac = \"52:54:00:00:00:0{n}\", addresses = [\"10.0.0.1{n}\"] }}");
-    let vms: String = (0..2 * PAIRS).map(|n| format!("[tenant.me.vm.g{n}]\nnic = [{}]\n", nic(n))).collect();
-    format!("version = 1\n[tenant.me.network.lan]\nsubnets = [\"10.0.0.0/24\"]\n{vms}")
+    let tenant = |n| if apart && n < 2 { "first" } else { "me" };
+    let vms: String =
+        (0..2 * PAIRS).map(|n| format!("[tenant.{}.vm.g{n}]\nnic = [{}]\n", tenant(n), nic(n))).collect();
+    let lan = |tenant| format!("[tenant.{tenant}.network.lan]\nsubnets = [\"10.0.0.0/24\"]\n");
+    format!("version = 1\n{}{}{vms}", lan("first"), lan("me"))
 }
 
 fn frame(from: u16, load: Load) -> Vec<u8> {
-    let (n, to) = (u8::try_from(from).unwrap(), if load == Load::Nobody { 200 } else { 11 + from });
+    let (n, to) = (
+        u8::try_from(from).unwrap(),
+        match load {
+            Load::Nobody => 200,
+            Load::Ordinary | Load::Small | Load::Segments => 11 + from,
+        },
+    );
     let ip = PacketBuilder::ethernet2([0x52, 0x54, 0, 0, 0, n], Mac::ROUTER_DEFAULT.0).ipv4(
         [10, 0, 0, 10 + n],
         [10, 0, 0, u8::try_from(to).unwrap()],
@@ -71,8 +81,8 @@ fn frame(from: u16, load: Load) -> Vec<u8> {
 }
 
 impl Arena {
-    fn new() -> Self {
-        let (handle, mut worker) = prepare(setup_of(&topology())).unwrap();
+    fn new(apart: bool) -> Self {
+        let (handle, mut worker) = prepare(setup_of(&topology(apart))).unwrap();
         let (mut senders, mut receivers) = (Vec::new(), Vec::new());
         for port in 0..2 * PAIRS {
             let bench = Bench::new(SIZE, if port % 2 == 0 { SENDER } else { VERSION_1 }, false);
@@ -139,7 +149,7 @@ fn cpu_time() -> Duration {
 
 #[test]
 fn a_flood_leaves_others_their_share() {
-    let mut arena = Arena::new();
+    let mut arena = Arena::new(false);
     for load in [Load::Small, Load::Nobody, Load::Segments] {
         let mut shares: Vec<f64> = (0..ROUNDS)
             .map(|_| {
@@ -152,4 +162,22 @@ fn a_flood_leaves_others_their_share() {
         println!("{load:?}: the victim has {:.0} % of its fair share", 100.0 * shares[ROUNDS / 2]);
         assert!(shares[ROUNDS / 2] > LEAST, "{load:?}: {shares:.2?}");
     }
+}
+
+#[test]
+fn a_tenant_with_many_guests_has_the_share_of_one() {
+    // Four guests with the same load: as one tenant's each has a quarter, and alone against three of another half.
+    let (mut together, mut apart) = (Arena::new(false), Arena::new(true));
+    let mut shares: Vec<f64> = (0..ROUNDS)
+        .map(|_| {
+            let [one, alone] = [&mut together, &mut apart].map(|arena| arena.measure(Load::Ordinary));
+            f64::from(u32::try_from(alone).unwrap()) / f64::from(u32::try_from(one).unwrap())
+        })
+        .collect();
+    shares.sort_by(f64::total_cmp);
+    println!(
+        "a guest of another tenant has {:.2} times what one of four of the same has",
+        shares[ROUNDS / 2]
+    );
+    assert!((1.5..2.6).contains(&shares[ROUNDS / 2]), "{shares:.2?}");
 }

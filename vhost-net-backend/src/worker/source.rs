@@ -32,6 +32,17 @@ pub(super) struct Entry {
     /// Sources of the same port that have frames. What one of them uses counts for all: a guest with many queue pairs has no
     /// more of the worker than one with a single pair. Atomic only because a worker is made on another thread.
     sharers: Arc<AtomicU32>,
+    /// The same for the ports of its tenant: a tenant with many VMs has no more of the worker than one with a single VM.
+    owner: Arc<Owner>,
+}
+
+/// Whose ports share one place. An uplink has one of its own.
+#[derive(Debug, Default)]
+struct Owner {
+    /// Of the tenant.
+    name: String,
+    /// Ports of it that have frames.
+    busy: AtomicU32,
 }
 
 /// All sources of a worker. An index stays the same as long as its source is there: it is epoll's token.
@@ -62,8 +73,8 @@ impl Source {
 }
 
 impl Entry {
-    fn new(source: Source, used: Used, sharers: Arc<AtomicU32>) -> Self {
-        Self { source, active: false, quiet: 0, used, busy: false, sharers }
+    fn new(source: Source, used: Used, sharers: Arc<AtomicU32>, owner: Arc<Owner>) -> Self {
+        Self { source, active: false, quiet: 0, used, busy: false, sharers, owner }
     }
 
     /// It has frames, or has no more.
@@ -72,16 +83,19 @@ impl Entry {
         if busy == std::mem::replace(&mut self.busy, busy) {
             return;
         }
-        // Only the worker's own thread ever writes.
-        let sharers = self.sharers.load(Ordering::Relaxed);
-        self.sharers.store(if busy { sharers + 1 } else { sharers.saturating_sub(1) }, Ordering::Relaxed);
+        count(&self.sharers, busy);
+        if self.sharers.load(Ordering::Relaxed) == u32::from(busy) {
+            // The port's first source that has frames, or the last one that had.
+            count(&self.owner.busy, busy);
+        }
     }
 
     /// Its burst took that long.
     #[inline]
     pub(super) fn charge(&mut self, time: Duration) {
         self.set_busy(true);
-        self.used.charge(time, self.sharers.load(Ordering::Relaxed));
+        let sharers = self.sharers.load(Ordering::Relaxed) * self.owner.busy.load(Ordering::Relaxed);
+        self.used.charge(time, sharers);
     }
 
     /// Whether it is a vring that is not to be served.
@@ -104,6 +118,12 @@ impl Entry {
             Source::Uplink { .. } => false,
         }
     }
+}
+
+/// One more, or one less. Only the worker's own thread ever writes.
+fn count(number: &AtomicU32, more: bool) {
+    let now = number.load(Ordering::Relaxed);
+    number.store(if more { now + 1 } else { now.saturating_sub(1) }, Ordering::Relaxed);
 }
 
 impl Sources {
@@ -167,14 +187,18 @@ impl Sources {
         })
     }
 
-    /// Fills a free index; the source begins active.
-    pub(super) fn put(&mut self, at: usize, source: Source) {
+    /// Fills a free index; the source begins active. `tenant` is whose it is, if it is a guest's.
+    pub(super) fn put(&mut self, at: usize, source: Source, tenant: Option<&str>) {
         let port = source.port();
         let sibling = self.all.iter().flatten().find(|entry| entry.source.port() == port);
         let sharers = sibling.map(|entry| Arc::clone(&entry.sharers)).unwrap_or_default();
+        let name = tenant.unwrap_or_default();
+        let relative = self.all.iter().flatten().find(|entry| tenant.is_some() && entry.owner.name == name);
+        let owner = relative.map(|entry| Arc::clone(&entry.owner));
+        let owner = owner.unwrap_or_else(|| Arc::new(Owner { name: name.to_owned(), ..Owner::default() }));
         if let Some(slot) = self.all.get_mut(at) {
             let used = source.guest().and_then(|port| self.left.get(&port)).copied().unwrap_or_default();
-            *slot = Some(Entry::new(source, used, sharers));
+            *slot = Some(Entry::new(source, used, sharers, owner));
             self.wake(at);
         }
     }

@@ -6,7 +6,9 @@
 //! granted depends on nothing but the others' use: when all that have frames wait, the grant jumps to where the first of
 //! them may go on, so nobody waits for a source that is idle, and a source that is alone never waits.
 //!
-//! A guest's queue pairs share one place: what each of them uses is charged as often as there are pairs with frames.
+//! A guest's queue pairs share one place, and a tenant's guests do: what a pair uses is charged as often as there are pairs
+//! of the guest with frames, times the guests of its tenant with some. So each tenant that has frames gets the same
+//! time, and with it the same share of a tap: what the kernel does with a frame there, it does in the worker's time.
 //!
 //! Nobody saves time up: whoever comes back from a pause has what one round grants.
 
@@ -66,7 +68,7 @@ impl Used {
         self.0.saturating_sub(before.0)
     }
 
-    /// A burst took that long, of a source that shares its place with as many (itself among them).
+    /// A burst took that long, of a source that has one of so many parts of a place (its own among them).
     #[inline]
     pub(super) fn charge(&mut self, time: Duration, sharers: u32) {
         self.0 += (time * sharers).min(LONGEST);
