@@ -65,7 +65,14 @@ drop_reasons! {
     Ipv6Extension = "ipv6.extension", "Too many extension headers, one out of order, or a type 0 routing header (RFC 5095).", "Send fewer extension headers.";
     DestinationMartian = "destination.martian", "The destination can never be forwarded to: loopback, link-local or reserved.", "Look at what in the guest sends this.";
     DestinationMulticast = "destination.multicast", "Multicast and broadcast are not forwarded.", "None needed: guests send some of these by themselves.";
-    OwnNoService = "own.no_service", "Sent to the router itself, which offers nothing there.", "The gateway answers ARP, neighbour discovery and ping.";
+    OwnNoService = "own.no_service", "Sent to the router itself, which offers nothing there.", "The gateway answers ARP, neighbour discovery and ping; DHCP and DNS where the network has `dhcp` and `dns`.";
+    OwnBusy = "own.busy", "The NIC asked DHCP or DNS of the router more often than it answers: 1,000 a second, 200 at once.", "Find what in the guest asks so often.";
+    DhcpMalformed = "dhcp.malformed", "Sent to the router's DHCP service, and no message that a DHCP client of Ethernet sends: cut off, a wrong checksum, a relay's or a server's.", "A defect of the guest's DHCP client; do not run a relay in the guest.";
+    DhcpClient = "dhcp.client", "The DHCP message named a hardware address that is not the NIC's.", "A NIC has one lease, for its own MAC: give what is behind the VM addresses of the VM's own.";
+    DhcpDeclined = "dhcp.declined", "The guest declined its lease, for it believes that somebody else has the address.", "Look at what in the guest answers for the address: nothing else can.";
+    DnsMalformed = "dns.malformed", "Sent to the router's name service, and no question: cut off, a wrong checksum, or an answer.", "A defect of the guest's resolver.";
+    DnsBusy = "dns.busy", "Too many questions of the NIC or of its tenant wait for the name servers of `upstream`.", "See whether those servers answer, and what in the guest asks so much.";
+    DnsUnasked = "dns.unasked", "The answer of a name server to nothing that was asked, or more than 5 seconds late.", "None needed for a few; many: the name server is slow, or somebody forges its answers.";
     TtlExpired = "ttl.expired", "The TTL or hop limit had run out.", "Look for a routing loop; traceroute causes these on purpose.";
     RouteNone = "route.none", "The tenant's table has no route to the destination.", "Add a route, or an uplink to the tenant.";
     RouteHairpin = "route.hairpin", "The route leads back out of the port the packet came from.", "Correct the route or the guest's own routing table.";

@@ -45,6 +45,7 @@ pub(crate) use self::state::Event;
 use self::state::{Observed, State, Tick};
 use self::sweep::Sweep;
 use crate::drop_reason::DropReason;
+use crate::service::queries::Queries;
 
 /// Independent parts of the table.
 const SHARDS: usize = 64;
@@ -62,6 +63,8 @@ pub struct FlowTable {
     /// When ticks began: the first time that anybody asked.
     epoch: OnceLock<Instant>,
     displaced: AtomicU64,
+    /// The router's own questions to name servers, which wait for answers too.
+    queries: Queries,
 }
 
 /// No two locks in one pair of cache lines.
@@ -107,7 +110,8 @@ impl FlowTable {
         let shards = (0..SHARDS).map(|_| Aligned(Mutex::new(Shard::new(buckets)))).collect();
         let seats = Seats::new(buckets * SHARDS * WAYS);
         let (epoch, displaced) = (OnceLock::new(), AtomicU64::new(0));
-        Self { secret, shards, seats, sweep: Mutex::default(), epoch, displaced }
+        let queries = Queries::new(secret);
+        Self { secret, shards, seats, sweep: Mutex::default(), epoch, displaced, queries }
     }
 
     /// What it holds and has done.
@@ -124,6 +128,10 @@ impl FlowTable {
     #[must_use]
     pub fn tenants(&self) -> Vec<(String, u32, u32)> {
         self.seats.list()
+    }
+
+    pub(crate) fn queries(&self) -> &Queries {
+        &self.queries
     }
 
     pub(crate) fn seats(&self) -> &Seats {

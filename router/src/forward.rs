@@ -74,7 +74,7 @@ fn decide<T: Trace>(
     let route = tenant.and_then(|tenant| snapshot.vrf(tenant)?.fib.lookup(ip.destination));
     if let Some(Route { hop: Hop::Own, .. }) = route {
         trace.step(|| Step::Own);
-        return Ok(own::unicast(snapshot, head, ip)?);
+        return Ok(own::unicast(snapshot, port, head, ip)?);
     }
     refuse_addresses(ip)?;
 

@@ -11,6 +11,9 @@
 //! state in the connection table ([`flow`]) that the workers share, and in the buckets of limits ([`meter`]). There is no I/O and no clock: time is an argument, and
 //! the same call answers live packets, traces and what-if questions ([`Trace`]).
 //!
+//! Guests ask the router for their addresses and for names: [`service`] answers, from the whole message, that the daemon copies
+//! for it.
+//!
 //! Frames that the router itself originates are built on the cold path, by [`reply`]: ARP and neighbour
 //! answers, router advertisements, ICMP errors, each limited a port ([`rate_limit`]). Work that a receiver's
 //! missing offload demands is done by [`offload`] (what a receiver can take) and [`segment`] (cutting and
@@ -40,6 +43,7 @@ mod rewrite;
 #[cfg(test)]
 mod samples;
 pub mod segment;
+pub mod service;
 pub mod snapshot;
 mod source;
 pub mod state;

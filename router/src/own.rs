@@ -8,6 +8,7 @@ use crate::drop_reason::DropReason;
 use crate::headers::Headers;
 use crate::parse::{Arp, Fragment, ICMP, ICMPV6, IGMP, Ip, Nd, NdKind, Packet, UDP, is_group, macs};
 use crate::rewrite;
+use crate::service::Service;
 use crate::snapshot::{NicPort, Port, PortKind, Snapshot, UplinkPort};
 use crate::source::is_mld;
 use crate::verdict::{Answer, Verdict};
@@ -32,7 +33,7 @@ pub(crate) fn link(
     match packet {
         Packet::Arp(message) => Ok(resolve(snapshot, port, message)),
         Packet::Nd(ip, message) => Ok(discover(snapshot, port, ip, message)),
-        Packet::Ip(ip) => everybody(port, head, ip),
+        Packet::Ip(ip) => everybody(snapshot, port, head, ip),
     }
 }
 
@@ -89,11 +90,14 @@ fn has_ipv6(snapshot: &Snapshot, nic: &NicPort) -> bool {
 
 /// Group management and what a kernel says to everybody by itself need no answer; clients of services that the
 /// router does not offer are told apart from the rest.
-fn everybody(port: &Port, head: &Headers, ip: &Ip) -> Result<Verdict, DropReason> {
+fn everybody(snapshot: &Snapshot, port: &Port, head: &Headers, ip: &Ip) -> Result<Verdict, DropReason> {
     let is_management = head.protocol == IGMP || is_mld(head, ip);
     match &port.kind {
         PortKind::Uplink(_) => Ok(Verdict::Consume),
         PortKind::Nic(_) if is_management => Ok(Verdict::Consume),
+        PortKind::Nic(nic) if let Some(service) = Service::of_all(snapshot, nic, head, ip) => {
+            Ok(Verdict::Answer(Answer::Service(service)))
+        }
         PortKind::Nic(_) if is_to_dhcp(head, ip) => Err(DropReason::OwnNoService),
         PortKind::Nic(_) => Err(DropReason::DestinationMulticast),
     }
@@ -107,10 +111,16 @@ fn is_to_dhcp(head: &Headers, ip: &Ip) -> bool {
         && read16(head.as_bytes(), usize::from(head.l4) + 2) == Some(port)
 }
 
-/// To one of the router's addresses: a ping is answered, nothing else is.
-pub(crate) fn unicast(snapshot: &Snapshot, head: &mut Headers, ip: &Ip) -> Result<Verdict, DropReason> {
+/// To one of the router's addresses: a ping is answered, and what is for a service of the network; nothing else is.
+pub(crate) fn unicast(
+    snapshot: &Snapshot,
+    port: &Port,
+    head: &mut Headers,
+    ip: &Ip,
+) -> Result<Verdict, DropReason> {
     if !is_echo_request(head, ip) {
-        return Err(DropReason::OwnNoService);
+        let service = Service::of_own(snapshot, port, head, ip).ok_or(DropReason::OwnNoService)?;
+        return Ok(Verdict::Answer(Answer::Service(service)));
     }
     rewrite::turn_echo_round(head, ip, snapshot.router_mac);
     Ok(Verdict::Answer(Answer::InPlace))

@@ -19,6 +19,8 @@ impl Rate {
     pub const ERRORS: Self = Self { interval: Duration::from_millis(10), burst: 50 };
     /// ARP, neighbour and router answers: 1,000 a second, 200 at once.
     pub const ANSWERS: Self = Self { interval: Duration::from_millis(1), burst: 200 };
+    /// DHCP and DNS: as many, apart from those without which a guest loses its gateway.
+    pub const SERVICES: Self = Self { interval: Duration::from_millis(1), burst: 200 };
 }
 
 /// A token bucket, full at first.
@@ -74,11 +76,16 @@ pub struct ReplyLimits {
 struct PortLimits {
     errors: RateLimit,
     answers: RateLimit,
+    services: RateLimit,
 }
 
 impl PortLimits {
     fn full() -> Self {
-        Self { errors: RateLimit::new(Rate::ERRORS), answers: RateLimit::new(Rate::ANSWERS) }
+        Self {
+            errors: RateLimit::new(Rate::ERRORS),
+            answers: RateLimit::new(Rate::ANSWERS),
+            services: RateLimit::new(Rate::SERVICES),
+        }
     }
 }
 
@@ -91,6 +98,11 @@ impl ReplyLimits {
     /// Whether an ARP, neighbour or router answer may go out of `port` now. `port` as in [`Self::take_error`].
     pub fn take_answer(&mut self, port: PortId, now: Instant) -> bool {
         self.of(port).is_some_and(|limits| limits.answers.take(now))
+    }
+
+    /// Whether a guest service may look at a message of `port` now. `port` as in [`Self::take_error`].
+    pub fn take_service(&mut self, port: PortId, now: Instant) -> bool {
+        self.of(port).is_some_and(|limits| limits.services.take(now))
     }
 
     fn of(&mut self, port: PortId) -> Option<&mut PortLimits> {
@@ -141,5 +153,6 @@ mod tests {
         assert_eq!(count(&mut limits, PortId(3)), 0);
         assert_eq!(count(&mut limits, PortId(0)), 50);
         assert_eq!((0..1000).filter(|_| limits.take_answer(PortId(3), now)).count(), 200);
+        assert_eq!((0..1000).filter(|_| limits.take_service(PortId(3), now)).count(), 200);
     }
 }

@@ -8,9 +8,9 @@ mod arp;
 #[cfg(test)]
 mod decided;
 mod error;
-mod frame;
+pub(crate) mod frame;
 mod neighbour;
-mod own;
+pub(crate) mod own;
 mod quoted;
 #[cfg(test)]
 mod tests;
@@ -39,7 +39,7 @@ pub fn build(
         return false;
     }
     let built = match answer {
-        Answer::InPlace => None,
+        Answer::InPlace | Answer::Service(_) => None,
         Answer::Arp => arp::reply(snapshot, ingress, head, frame),
         Answer::NeighbourAdvert => neighbour::advert(snapshot, ingress, head, frame),
         Answer::RouterAdvert => advert::solicited(snapshot, ingress, head, frame),

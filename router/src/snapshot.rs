@@ -5,6 +5,7 @@ mod peering;
 pub(crate) mod policy;
 mod port_ids;
 mod routes;
+mod services;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -14,6 +15,7 @@ use topology::{Mac, Place};
 pub use self::policy::Policy;
 pub use self::port_ids::{PortIds, nic_name, uplink_name};
 pub use self::routes::{RouteInfo, RouteKind};
+pub use self::services::{Directory, Services};
 use crate::fib::{Fib, PrefixTable};
 use crate::ids::{PortId, RuleId, TenantId};
 use crate::meter::Meter;
@@ -46,6 +48,14 @@ pub struct Port {
     pub kind: PortKind,
     /// What limits what comes in here; nothing limits an uplink.
     pub meters: Box<[Meter]>,
+}
+
+impl Port {
+    /// The VM of a NIC; an uplink's name has no such part.
+    pub(crate) fn vm(&self) -> &str {
+        let path = self.name.split_once('/').map_or("", |(_, vm)| vm);
+        path.rsplit_once('.').map_or("", |(vm, _)| vm)
+    }
 }
 
 /// What stands behind a port.
@@ -98,6 +108,8 @@ pub struct Vrf {
     pub networks: Vec<Network>,
     /// Its forwarding table.
     pub fib: Fib,
+    /// Its VMs by name, and what guests are told of its routes.
+    pub directory: Directory,
 }
 
 /// A routed network of a tenant.
@@ -109,6 +121,8 @@ pub struct Network {
     pub gateways4: Vec<Ipv4Addr>,
     /// The router's own IPv6 addresses there, its link-local ones included.
     pub gateways6: Vec<Ipv6Addr>,
+    /// What its guests can ask of the router.
+    pub services: Services,
 }
 
 impl Snapshot {

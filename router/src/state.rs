@@ -1,7 +1,7 @@
 //! What one worker keeps between packets: rate limits, the link-local addresses that guests use, and its hold on the
 //! connection table.
 
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use crate::flow::{FlowTable, Seat};
@@ -35,6 +35,8 @@ struct Learned {
     /// The port's name: a new snapshot may have another port of that id, or none.
     port: String,
     addresses: [Option<Ipv6Addr>; LEARNED_PER_PORT],
+    /// Whether its guest was told of a lease, in IPv4 and in IPv6.
+    leased: [bool; 2],
 }
 
 impl WorkerState {
@@ -68,6 +70,7 @@ impl WorkerState {
         let tenants = snapshot.vrfs.iter().zip(&snapshot.policy.limits);
         self.seats = self.flows.seats().take_all(tenants.map(|(vrf, limit)| (vrf.tenant.as_str(), *limit)));
         self.flows.seats().recount();
+        self.flows.queries().keep(snapshot.vrfs.iter().map(|vrf| vrf.tenant.as_str()));
         self.learned.resize_with(snapshot.ids_end(), Learned::default);
         for (id, learned) in (0..).map(PortId).zip(&mut self.learned) {
             let name = snapshot.port(id).map_or("", |port| &port.name);
@@ -82,6 +85,13 @@ impl WorkerState {
         if let Some(learned) = self.learned.get_mut(port.index()) {
             learned.addresses = [None; LEARNED_PER_PORT];
         }
+    }
+
+    /// Whether this is the first lease of that family that the worker tells the port's guest of.
+    pub(crate) fn leases_first(&mut self, port: PortId, address: IpAddr) -> bool {
+        let Some(learned) = self.learned.get_mut(port.index()) else { return false };
+        let [v4, v6] = &mut learned.leased;
+        !std::mem::replace(if address.is_ipv4() { v4 } else { v6 }, true)
     }
 
     /// Whether the port is known to use that link-local address.

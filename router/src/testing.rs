@@ -125,6 +125,7 @@ fn network(line: u32, v4: &[&str], v6: &[&str], gateways: &[&str]) -> Network {
         subnets6: v6.iter().map(|text| ip(text)).collect(),
         gateways: gateways.iter().map(|text| ip(text)).collect(),
         dhcp: false,
+        dns: None,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::drop_reason::DropReason;
 use crate::ids::{PortId, RuleId};
+use crate::service::Service;
 
 /// The fate of one frame as popped at its ingress port.
 #[must_use]
@@ -30,4 +31,7 @@ pub enum Answer {
     NeighbourAdvert,
     /// A router advertisement.
     RouterAdvert,
+    /// A guest service: whether the frame counts as consumed, and what is sent to whom, is found from all of the message
+    /// ([`crate::service::Desk`]).
+    Service(Service),
 }

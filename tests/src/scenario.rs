@@ -101,6 +101,7 @@ impl Scenario {
             subnets6: Vec::new(),
             gateways: Vec::new(),
             dhcp: false,
+            dns: None,
         };
         for subnet in subnets {
             match subnet.parse::<IpNet>()? {
@@ -268,6 +269,7 @@ impl Scenario {
                     "[tenant.{name}.network.{}]\nsubnets = {subnets}\ngateway = {gateways}",
                     network.name
                 )?;
+                file.push_str(&services(network));
             }
             for group in &tenant.groups {
                 file.push_str(&group_table(tenant, group)?);
@@ -281,6 +283,16 @@ impl Scenario {
         }
         Ok(file)
     }
+}
+
+/// What the guests of a network can ask of the router.
+fn services(network: &Network) -> String {
+    let dhcp = if network.dhcp { "dhcp = true\n" } else { "" };
+    let dns = network.dns.as_ref().map_or(String::new(), |dns| {
+        let domain = dns.domain.iter().map(|domain| format!("domain = {domain:?}, "));
+        format!("dns = {{ {}upstream = {} }}\n", domain.collect::<String>(), list(&dns.upstream))
+    });
+    format!("{dhcp}{dns}")
 }
 
 fn nic_table(tenant: &Tenant, vm: &Vm, nic: &Nic) -> Result<String> {

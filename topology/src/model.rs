@@ -167,6 +167,17 @@ pub struct Network {
     pub gateways: Vec<IpAddr>,
     /// Whether the router hands out addresses.
     pub dhcp: bool,
+    /// The router's name service there, if the file asks for it.
+    pub dns: Option<Dns>,
+}
+
+/// `[tenant.X.network.N.dns]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dns {
+    /// Domain that the VMs' names stand under, beside `NETWORK.TENANT`.
+    pub domain: Option<String>,
+    /// Servers that are asked for all other names, by way of an uplink of the tenant.
+    pub upstream: Vec<IpAddr>,
 }
 
 /// `[tenant.X.vm.NAME]`.

@@ -11,7 +11,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Limit, Network, Nic, Router, Spec, Tenant, Topology, Uplink, UplinkKind, Via, Vm};
+use crate::model::{
+    Dns, Limit, Network, Nic, Router, Spec, Tenant, Topology, Uplink, UplinkKind, Via, Vm,
+};
 use crate::units::show_rate;
 use compare::{Fields, list, optional, pair};
 use policy::groups_of;
@@ -196,6 +198,7 @@ impl Plan {
             fields.compare(Effect::InPlace, "subnets", &subnets(was), &subnets(is));
             fields.shown(Effect::InPlace, "gateway", &was.gateways, &is.gateways, |all| list(all));
             fields.compare(Effect::InPlace, "dhcp", &was.dhcp, &is.dhcp);
+            fields.shown(Effect::InPlace, "dns", &was.dns, &is.dns, dns);
             self.both(what(), fields);
         }
     }
@@ -247,6 +250,13 @@ fn networks(tenant: Option<&Tenant>) -> &[Network] {
 
 fn vms(tenant: Option<&Tenant>) -> &[Vm] {
     tenant.map(|tenant| tenant.vms.as_slice()).unwrap_or_default()
+}
+
+fn dns(dns: &Option<Dns>) -> String {
+    let Some(Dns { domain, upstream }) = dns else { return "off".to_owned() };
+    let domain = domain.iter().map(|domain| format!(" in {domain}"));
+    let upstream = (!upstream.is_empty()).then(|| format!(" by {}", list(upstream)));
+    ["on".to_owned()].into_iter().chain(domain).chain(upstream).collect()
 }
 
 /// What differs in a NIC beside its network. What its guest was told when it connected takes another connection.
@@ -400,6 +410,11 @@ via = "10.0.0.5"
                 "[tenant.acme.vm.db]",
                 "[tenant.acme.vm.db]\nspec = { vcpus = 4 }",
                 "~ vm acme/db spec.vcpus 1 -> 4",
+            ),
+            (
+                "subnets = [\"10.0.0.0/24\"]",
+                "subnets = [\"10.0.0.0/24\"]\ndhcp = true\ndns = { domain = \"lan.example\" }",
+                "~ network acme/lan dhcp false -> true, dns off -> on in lan.example",
             ),
             ("vm.db", "vm.db2", "- vm acme/db\n+ vm acme/db2"),
             (", { network = \"lan\", addresses = [\"10.0.0.6\"] }", "", "- nic acme/web.1"),

@@ -72,9 +72,6 @@ fn what_full_asks_for_and_is_not_enforced() {
         "31:73 tenant.acme.quota.iops",
         "31:93 tenant.acme.quota.cpu_share",
         "31:178 tenant.acme.quota.flip_memory",
-        "35:8 tenant.acme.network.web.dhcp",
-        "36:7 tenant.acme.network.web.dns",
-        "41:8 tenant.acme.network.db.dhcp",
         "63:9 tenant.acme.vm.web1.spec.disks",
         "64:9 tenant.acme.vm.web1.spec.speed",
         "83:19 tenant.acme.flip.orders",
@@ -83,7 +80,7 @@ fn what_full_asks_for_and_is_not_enforced() {
     ];
     assert_eq!(listed, pinned);
     let listed = |text| topology::parse("f", text).unwrap().unenforced.len();
-    assert_eq!((listed(MIN), listed(OUT)), (0, 2), "user-mode uplink and dhcp");
+    assert_eq!((listed(MIN), listed(OUT)), (0, 1), "user-mode uplink");
 }
 
 #[test]

@@ -8,14 +8,17 @@
 //! 3. **complete**: the transmit chains go back to the sender, and only then the receivers are shown what they
 //!    got: a crash in between may lose a burst and never delivers one twice.
 //!
-//! Frames from an uplink take the same way; their buffers are ours.
+//! Frames from an uplink take the same way; their buffers are ours. What is for a guest service of the router's is answered
+//! beside it ([`service`]).
 
+mod service;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 use std::time::Instant;
 
+use router::service::Desk;
 use router::{
     Answer, DropReason, FlowTable, Headers, NoTrace, OffloadCaps, PortId, RuleId, Snapshot, Verdict,
     VnetHeader, WorkerState, meter, reply,
@@ -45,6 +48,8 @@ pub struct Datapath {
     heads: Vec<Headers>,
     groups: Groups,
     replies: Replies,
+    /// A message to a guest service, whole.
+    message: Vec<u8>,
     slow: Slow,
     /// Receivers that have frames of the last burst which they were not shown yet.
     unshown: Vec<Unshown>,
@@ -75,7 +80,8 @@ pub struct TxQueue {
 /// Frames that the router sends itself, waiting for the end of the deciding.
 #[derive(Debug, Default)]
 struct Replies {
-    frames: Vec<Vec<u8>>,
+    /// With the port that each leaves by.
+    frames: Vec<(PortId, Vec<u8>)>,
     used: usize,
 }
 
@@ -124,6 +130,7 @@ impl Datapath {
             counters,
             heads: vec![Headers::EMPTY; BURST],
             replies: Replies::default(),
+            message: Vec::new(),
             slow: Slow::default(),
             unshown: Vec::new(),
         }
@@ -268,18 +275,26 @@ impl Datapath {
                     counters.add(Counter::Consumed, 1);
                     self.groups.push(i, ingress);
                 }
+                Verdict::Answer(Answer::Service(service)) => {
+                    service::copy(burst, i, header_len, head, &mut self.message);
+                    let (snapshot, state) = (&*self.snapshot, &mut self.state);
+                    let desk = Desk { snapshot, state, now, ingress };
+                    service::serve(desk, service, head, &self.message, counters, &mut self.replies);
+                }
                 Verdict::Answer(answer) => {
                     counters.add(Counter::Consumed, 1);
                     let (snapshot, state) = (&self.snapshot, &mut self.state);
-                    self.replies
-                        .push(|reply| reply::build(snapshot, state, now, ingress, head, answer, reply));
+                    self.replies.push(ingress, |reply| {
+                        reply::build(snapshot, state, now, ingress, head, answer, reply)
+                    });
                 }
                 Verdict::Consume => counters.add(Counter::Consumed, 1),
                 Verdict::Drop(reason, _) => {
                     counters.dropped(reason);
                     let (snapshot, state) = (&self.snapshot, &mut self.state);
-                    self.replies
-                        .push(|reply| reply::icmp_error(snapshot, state, now, ingress, head, reason, reply));
+                    self.replies.push(ingress, |reply| {
+                        reply::icmp_error(snapshot, state, now, ingress, head, reason, reply)
+                    });
                 }
             }
         }
@@ -327,10 +342,11 @@ impl Datapath {
             }
         }
         for i in 0..std::mem::take(&mut self.replies.used) {
-            let reply = self.replies.frames.get_mut(i).map(std::mem::take).unwrap_or_default();
-            self.send_reply(ingress, &reply);
+            let Some((to, place)) = self.replies.frames.get_mut(i) else { continue };
+            let (to, reply) = (*to, std::mem::take(place));
+            self.send_reply(to, &reply);
             // Back in its place, for its memory.
-            if let Some(place) = self.replies.frames.get_mut(i) {
+            if let Some((_, place)) = self.replies.frames.get_mut(i) {
                 *place = reply;
             }
         }
@@ -411,12 +427,20 @@ fn peek(burst: &Burst<'_>, frame: &Frame, header_len: u32, head: &mut Headers) -
 }
 
 impl Replies {
-    /// Keeps the frame that `build` writes, if it writes one.
-    fn push(&mut self, build: impl FnOnce(&mut Vec<u8>) -> bool) {
-        if self.used == self.frames.len() {
-            self.frames.push(Vec::new());
+    /// The frame that was pushed last leaves by another port.
+    fn redirect(&mut self, port: PortId) {
+        if let Some((to, _)) = self.used.checked_sub(1).and_then(|last| self.frames.get_mut(last)) {
+            *to = port;
         }
-        if let Some(frame) = self.frames.get_mut(self.used) {
+    }
+
+    /// Keeps the frame that `build` writes for `port`, if it writes one.
+    fn push(&mut self, port: PortId, build: impl FnOnce(&mut Vec<u8>) -> bool) {
+        if self.used == self.frames.len() {
+            self.frames.push((port, Vec::new()));
+        }
+        if let Some((to, frame)) = self.frames.get_mut(self.used) {
+            *to = port;
             frame.clear();
             self.used += usize::from(build(frame));
         }

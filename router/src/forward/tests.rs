@@ -194,12 +194,19 @@ fn a_trace_follows_the_steps() {
     assert_eq!(steps(&mut state, &frame), [Step::Parsed("ipv4 udp")]);
 }
 
-/// Reasons that need limits, rules or state, which `meter` and `policy` make happen, and that other layers give: the ring
-/// reader and the delivery.
-const OTHERS: [DropReason; 18] = [
+/// Reasons that need limits, rules or state, which `meter` and `policy` make happen, and that others give: guest services,
+/// the ring reader and the delivery.
+const OTHERS: [DropReason; 25] = [
     DropReason::RateNic,
     DropReason::RateTenant,
     DropReason::PpsTenant,
+    DropReason::OwnBusy,
+    DropReason::DhcpMalformed,
+    DropReason::DhcpClient,
+    DropReason::DhcpDeclined,
+    DropReason::DnsMalformed,
+    DropReason::DnsBusy,
+    DropReason::DnsUnasked,
     DropReason::PolicyIngress,
     DropReason::PolicyEgress,
     DropReason::PolicyPeering,

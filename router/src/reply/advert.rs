@@ -15,6 +15,7 @@ use super::{frame, own};
 use crate::bytes::array;
 use crate::headers::Headers;
 use crate::ids::PortId;
+use crate::service;
 use crate::snapshot::Snapshot;
 
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
@@ -31,8 +32,13 @@ const PREFERRED_LIFETIME: u64 = 604_800;
 const AUTONOMOUS_PREFIX: u8 = 64;
 /// Bytes of an advertisement without options.
 const FIXED: usize = 16;
-/// Most prefixes in one advertisement: with them it fits into 1,280 bytes.
-const MAX_PREFIXES: usize = 32;
+/// How long a name server may be asked after the last advertisement, seconds (RFC 8106, section 5.1: as the router).
+const NAME_LIFETIME: u32 = 1800;
+/// Recursive name servers, and domains to look in (RFC 8106).
+const NAME_SERVERS: u8 = 25;
+const DOMAINS: u8 = 31;
+/// Most prefixes in one advertisement, as many as a network has: with them and a domain it fits into 1,280 bytes.
+const MAX_PREFIXES: usize = 16;
 
 /// Answers the solicitation in `head`: to its sender, or to all nodes where that has no address yet.
 pub(super) fn solicited(
@@ -55,6 +61,8 @@ pub(super) fn unsolicited(snapshot: &Snapshot, port: PortId, frame: &mut Vec<u8>
 
 fn build(snapshot: &Snapshot, port: PortId, to_mac: Mac, to: Ipv6Addr, frame: &mut Vec<u8>) -> Option<()> {
     let options = options(snapshot, port)?;
+    let names = names(snapshot, port);
+    let options: Vec<_> = options.into_iter().chain(names.iter().filter_map(unknown)).collect();
     let source = own::link_local(snapshot, port);
     let link = frame::Link { to: to_mac, from: snapshot.router_mac };
     let len = FIXED + options.iter().map(NdiscOptionRepr::buffer_len).sum::<usize>();
@@ -63,7 +71,7 @@ fn build(snapshot: &Snapshot, port: PortId, to_mac: Mac, to: Ipv6Addr, frame: &m
     packet.set_msg_type(Icmpv6Message::RouterAdvert);
     packet.set_msg_code(0);
     packet.set_current_hop_limit(HOP_LIMIT);
-    packet.set_router_flags(NdiscRouterFlags::empty());
+    packet.set_router_flags(flags(snapshot, port));
     packet.set_router_lifetime(Duration::from_secs(ROUTER_LIFETIME));
     let mut rest = message.get_mut(FIXED..)?;
     for option in &options {
@@ -107,4 +115,33 @@ fn prefix(net: Ipv6Net) -> NdiscOptionRepr<'static> {
         preferred_lifetime: Duration::from_secs(PREFERRED_LIFETIME),
         prefix: net.network(),
     })
+}
+
+/// Whether DHCPv6 has addresses and more.
+fn flags(snapshot: &Snapshot, port: PortId) -> NdiscRouterFlags {
+    match own::nic_network(snapshot, port) {
+        Some(network) if network.services.dhcp => NdiscRouterFlags::MANAGED | NdiscRouterFlags::OTHER,
+        _ => NdiscRouterFlags::empty(),
+    }
+}
+
+/// Name servers and domains as whole options: kind, length in units of 8 bytes, and the rest, padded to that.
+fn names(snapshot: &Snapshot, port: PortId) -> Vec<Vec<u8>> {
+    let Some(domain) = service::domain(snapshot, port) else { return Vec::new() };
+    let lifetime = NAME_LIFETIME.to_be_bytes();
+    let server = own::name_server6(snapshot, port).octets();
+    let option = |kind: u8, data: &[u8]| {
+        let mut option = [&[kind, 0, 0, 0], &lifetime[..], data].concat();
+        option.resize(option.len().next_multiple_of(8), 0);
+        let units = u8::try_from(option.len() / 8).unwrap_or(0);
+        option.iter_mut().skip(1).take(1).for_each(|byte| *byte = units);
+        option
+    };
+    vec![option(NAME_SERVERS, &server), option(DOMAINS, &service::wire(&domain))]
+}
+
+/// Such an option in the words of smoltcp, which does not know it.
+fn unknown(option: &Vec<u8>) -> Option<NdiscOptionRepr<'_>> {
+    let [kind, units, data @ ..] = option.as_slice() else { return None };
+    Some(NdiscOptionRepr::Unknown { type_: *kind, length: *units, data })
 }

@@ -68,6 +68,13 @@ impl Cause {
             | DropReason::Ipv6Extension
             | DropReason::DestinationMartian
             | DropReason::DestinationMulticast
+            | DropReason::OwnBusy
+            | DropReason::DhcpMalformed
+            | DropReason::DhcpClient
+            | DropReason::DhcpDeclined
+            | DropReason::DnsMalformed
+            | DropReason::DnsBusy
+            | DropReason::DnsUnasked
             | DropReason::RouteHairpin
             | DropReason::PolicyIngress
             | DropReason::PolicyEgress

@@ -10,7 +10,7 @@ use crate::ids::{PortId, TenantId};
 use crate::snapshot::{Network, PortKind, Snapshot, Vrf};
 
 /// The link to whoever stands behind `port`.
-pub(super) fn link(snapshot: &Snapshot, port: PortId) -> Option<Link> {
+pub(crate) fn link(snapshot: &Snapshot, port: PortId) -> Option<Link> {
     let to = match &snapshot.port(port)?.kind {
         PortKind::Nic(nic) => nic.mac,
         PortKind::Uplink(uplink) => uplink.peer_mac,
@@ -89,10 +89,18 @@ pub(super) fn is_own6(snapshot: &Snapshot, port: PortId, address: Ipv6Addr) -> b
 }
 
 /// The router's link-local address on `port`: the network's, else the one that follows from the MAC.
-pub(super) fn link_local(snapshot: &Snapshot, port: PortId) -> Ipv6Addr {
+pub(crate) fn link_local(snapshot: &Snapshot, port: PortId) -> Ipv6Addr {
     let configured = nic_network(snapshot, port)
         .and_then(|network| network.gateways6.iter().find(|address| address.is_unicast_link_local()));
     configured.copied().unwrap_or_else(|| Mac::link_local(snapshot.router_mac))
+}
+
+/// The address at which guests of that port ask for names by IPv6: a global one if the router has one there.
+pub(crate) fn name_server6(snapshot: &Snapshot, port: PortId) -> Ipv6Addr {
+    let gateways =
+        nic_network(snapshot, port).map(|network| network.gateways6.as_slice()).unwrap_or_default();
+    let global = gateways.iter().find(|address| !address.is_unicast_link_local());
+    global.copied().unwrap_or_else(|| link_local(snapshot, port))
 }
 
 /// The gateway in the subnet of `near`, else the first.

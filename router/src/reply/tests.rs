@@ -28,6 +28,7 @@ fn network(subnets: &[&str], gateways4: &[&str], gateways6: &[&str]) -> Network 
         subnets: subnets.iter().map(|net| net.parse().unwrap()).collect(),
         gateways4: gateways4.iter().map(|address| address.parse().unwrap()).collect(),
         gateways6: gateways6.iter().map(|address| address.parse().unwrap()).collect(),
+        services: Default::default(),
     }
 }
 
@@ -72,8 +73,18 @@ fn snapshot() -> Snapshot {
             Some(port("uplink:wan", 1500, uplink)),
         ],
         vrfs: vec![
-            Vrf { tenant: "acme".into(), networks: vec![front, back], fib: Fib::default() },
-            Vrf { tenant: "other".into(), networks: vec![other], fib: Fib::default() },
+            Vrf {
+                tenant: "acme".into(),
+                networks: vec![front, back],
+                fib: Fib::default(),
+                directory: Default::default(),
+            },
+            Vrf {
+                tenant: "other".into(),
+                networks: vec![other],
+                fib: Fib::default(),
+                directory: Default::default(),
+            },
         ],
         policy: Default::default(),
         rules: vec![Place::default()],

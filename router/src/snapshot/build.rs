@@ -6,8 +6,8 @@ use ipnet::IpNet;
 use topology::{Mac, Nic, Place, Tenant, Topology, Via};
 
 use super::{
-    Network, NicPort, Policy, Port, PortIds, PortKind, Snapshot, UplinkPort, Vrf, nic_name, peering,
-    uplink_name,
+    Directory, Network, NicPort, Policy, Port, PortIds, PortKind, Services, Snapshot, UplinkPort, Vrf,
+    nic_name, peering, uplink_name,
 };
 use crate::fib::{Fib, Hop, NextHop, PrefixTable, Route};
 use crate::ids::{PortId, RuleId, TenantId};
@@ -171,19 +171,25 @@ impl Builder<'_> {
             Some(first)
         });
         let first_nics: Vec<usize> = first_nics.collect();
+        let mut directory = Directory::default();
+        for (vm, first) in tenant.vms.iter().zip(&first_nics) {
+            directory.add(&vm.name, (*first..).take(vm.nics.len()).map(|at| self.nic_id(at)));
+        }
         for route in &tenant.routes {
             let rule = self.rule(route.at);
             if let Some(hop) = self.hop(tenant, &first_nics, route.via) {
                 fib.add_prefix(route.to, Route { hop, rule });
+                directory.tell(route.to, &hop);
             }
         }
-        Vrf { tenant: tenant.name.clone(), networks, fib }
+        Vrf { tenant: tenant.name.clone(), networks, fib, directory }
     }
 
     fn network(&self, network: &topology::Network) -> Network {
         let v4 = network.subnets4.iter().map(|subnet| IpNet::V4(*subnet));
         let subnets = v4.chain(network.subnets6.iter().map(|subnet| IpNet::V6(*subnet))).collect();
-        let mut built = Network { subnets, gateways4: Vec::new(), gateways6: Vec::new() };
+        let services = Services::of(network);
+        let mut built = Network { subnets, gateways4: Vec::new(), gateways6: Vec::new(), services };
         for gateway in &network.gateways {
             match gateway {
                 IpAddr::V4(v4) => built.gateways4.push(*v4),

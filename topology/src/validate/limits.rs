@@ -12,6 +12,8 @@ pub(crate) const PEERINGS: usize = 1024;
 pub(crate) const NETWORKS: usize = 256;
 pub(crate) const SUBNETS: usize = 16;
 pub(crate) const NICS: usize = 32;
+/// Name servers of one network: as many as a resolver of C asks (resolv.conf, MAXNS).
+pub(crate) const UPSTREAMS: usize = 3;
 /// Configured addresses of one NIC.
 pub(crate) const ADDRESSES: usize = 64;
 

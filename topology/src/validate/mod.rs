@@ -5,6 +5,7 @@
 //! stands between tenants.
 
 pub(crate) mod context;
+mod dns;
 mod expectations;
 mod fabric;
 mod flips;

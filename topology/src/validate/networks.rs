@@ -6,17 +6,17 @@ use ipnet::IpNet;
 
 use crate::at::{At, Entry, Named};
 use crate::model::Network;
-use crate::raw::{RawDns, RawNetwork};
+use crate::raw::RawNetwork;
 use crate::validate::context::Context;
 use crate::validate::subnets::{self, Claim, overlaps};
-use crate::validate::{limits, names};
+use crate::validate::{dns, limits, names};
 
-/// `tenant` is the tenant's path, `tenant.acme`. Networks keep the order and number of the file's.
-pub(crate) fn validate(tenant: &str, raw: &Named<RawNetwork>, ctx: &mut Context<'_>) -> Vec<Network> {
+/// Networks keep the order and number of the file's.
+pub(crate) fn validate(raw: &Named<RawNetwork>, ctx: &mut Context<'_>) -> Vec<Network> {
     names::names(raw, "a network", ctx);
     limits::entries(raw, "networks of one tenant", limits::NETWORKS, ctx);
     let mut claims = Vec::new();
-    let networks = raw.iter().map(|entry| network(tenant, entry, &mut claims, ctx)).collect();
+    let networks = raw.iter().map(|entry| network(entry, &mut claims, ctx)).collect();
     for (first, second) in overlaps(&claims) {
         let (net, other, owner) = (second.net, first.net, &first.owner);
         let message = format!("{net} overlaps {other} of network {owner:?}");
@@ -37,12 +37,7 @@ pub(crate) fn nets(network: &Network) -> impl Iterator<Item = IpNet> {
     v4.chain(network.subnets6.iter().copied().map(IpNet::V6))
 }
 
-fn network(
-    tenant: &str,
-    entry: &Entry<RawNetwork>,
-    claims: &mut Vec<Claim<String>>,
-    ctx: &mut Context<'_>,
-) -> Network {
+fn network(entry: &Entry<RawNetwork>, claims: &mut Vec<Claim<String>>, ctx: &mut Context<'_>) -> Network {
     let raw = &*entry.value;
     let mut network = Network {
         name: entry.name.to_string(),
@@ -51,6 +46,7 @@ fn network(
         subnets6: Vec::new(),
         gateways: Vec::new(),
         dhcp: raw.dhcp.as_ref().is_some_and(|dhcp| **dhcp),
+        dns: raw.dns.as_ref().map(|raw| dns::validate(raw, ctx)),
     };
     if let Some(texts) = ctx.required(&entry.value, entry.name.span(), "subnets", raw.subnets.as_ref()) {
         if texts.is_empty() || texts.len() > limits::SUBNETS {
@@ -70,12 +66,6 @@ fn network(
         }
     }
     network.gateways = gateways(raw, &network, ctx);
-    let owner = format!("{tenant}.network.{}", network.name);
-    ctx.unenforced_key(&owner, "dhcp", raw.dhcp.as_ref().filter(|dhcp| ***dhcp));
-    ctx.unenforced_key(&owner, "dns", raw.dns.as_ref());
-    if let Some(raw) = &raw.dns {
-        dns(raw, ctx);
-    }
     network
 }
 
@@ -135,14 +125,5 @@ fn first(net: IpNet) -> Option<IpAddr> {
     match net.network() {
         IpAddr::V4(address) => u32::from(address).checked_add(1).map(|next| IpAddr::V4(next.into())),
         IpAddr::V6(address) => u128::from(address).checked_add(1).map(|next| IpAddr::V6(next.into())),
-    }
-}
-
-fn dns(raw: &RawDns, ctx: &mut Context<'_>) {
-    if let Some(domain) = &raw.domain {
-        names::domain(domain, ctx);
-    }
-    for server in &raw.upstream {
-        ctx.parse::<IpAddr>(server, "an IP address", "as \"198.51.100.53\"");
     }
 }

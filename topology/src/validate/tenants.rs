@@ -10,7 +10,7 @@ use crate::raw::{RawFile, RawTenant};
 use crate::validate::context::Context;
 use crate::validate::forwards::{self, Taken};
 use crate::validate::subnets::{Claim, overlaps};
-use crate::validate::{flips, limits, mirrors, names, networks, nics, quota, routes, rules, vms};
+use crate::validate::{dns, flips, limits, mirrors, names, networks, nics, quota, routes, rules, vms};
 
 /// All tenants, in the order and number of the file's.
 pub(crate) fn validate(
@@ -38,7 +38,7 @@ fn tenant(
     let raw = &*entry.value;
     let name = entry.name.as_str();
     let path = format!("tenant.{name}");
-    let networks = networks::validate(&path, &raw.network, ctx);
+    let networks = networks::validate(&raw.network, ctx);
     let mut scope = nics::Scope {
         tenant: name,
         raw,
@@ -64,6 +64,7 @@ fn tenant(
     let nics = |vm: &crate::raw::RawVm| vm.nic.as_ref().map_or(0, |nics| nics.len());
     let whole = raw.vm.iter().zip(&tenant.vms).all(|(raw, vm)| nics(&raw.value) == vm.nics.len());
     tenant.routes = routes::validate(&raw.route, &routes::Scope { uplinks, tenant: &tenant, whole }, ctx);
+    dns::reachable(raw, &tenant, ctx);
     owner(&path, raw, ctx);
     quota::validate(&path, raw, &mut tenant, ctx);
     flips::validate(&path, raw, ctx);

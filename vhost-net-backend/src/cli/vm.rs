@@ -123,12 +123,21 @@ fn session(info: &PortInfo) -> Vec<(&'static str, String)> {
     lines
 }
 
+/// With what the router's own services were asked: whether a guest got its lease is seen here.
+fn consumed(counts: &Counts) -> String {
+    let of = |n: u64, what: &str| (n > 0).then(|| count(usize::try_from(n).unwrap_or(usize::MAX), what));
+    let parts = [of(counts.leases, "lease"), of(counts.names, "name question")];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    let with = if parts.is_empty() { String::new() } else { format!(", with {}", parts.join(" and ")) };
+    format!("{}{with}", counts.consumed)
+}
+
 fn counted(counts: &Counts) -> Vec<(&'static str, String)> {
     let mut lines = vec![
         ("received", format!("{} frames, {} bytes", counts.received, counts.received_bytes)),
         ("to VM", counts.delivered_vm.to_string()),
         ("uplink", counts.delivered_uplink.to_string()),
-        ("consumed", counts.consumed.to_string()),
+        ("consumed", consumed(counts)),
     ];
     let drops: Vec<_> = counts.drops.iter().map(|(reason, n)| format!("{reason} {n}")).collect();
     lines.push(("drops", if drops.is_empty() { "0".to_owned() } else { drops.join(", ") }));
@@ -168,6 +177,7 @@ mod tests {
         let block = view.counters.block(1, PortId(0));
         block.add(Counter::Received, 4);
         block.add(Counter::Consumed, 2);
+        block.add(Counter::Leases, 1);
         block.dropped(DropReason::TtlExpired);
         block.dropped(DropReason::RateTenant);
         let _server = serve(crate::daemon::Board::new(view)).unwrap();
@@ -186,6 +196,7 @@ mod tests {
             "  limit       quota.rate 1Gbit (18:18), 1 frame dropped",
             "  limit       quota.pps 5000 (18:33), 0 frames dropped",
             "  received    4 frames, 0 bytes",
+            "  consumed    2, with 1 lease",
             "  drops       rate.tenant 1, ttl.expired 1",
             "  balance     0",
         ] {

@@ -157,6 +157,12 @@ pub struct Counts {
     pub emitted_bytes: u64,
     /// Frames of other ports that this one could not take.
     pub refused: u64,
+    /// Part of `consumed`: leases that the guest was told of, the renewed ones too.
+    #[serde(default)]
+    pub leases: u64,
+    /// Part of `consumed`: questions for names that were answered or sent on.
+    #[serde(default)]
+    pub names: u64,
 }
 
 impl From<&Tally> for Counts {
@@ -174,6 +180,8 @@ impl From<&Tally> for Counts {
             emitted: tally.get(Counter::Emitted),
             emitted_bytes: tally.get(Counter::EmittedBytes),
             refused: tally.get(Counter::Refused),
+            leases: tally.get(Counter::Leases),
+            names: tally.get(Counter::Names),
         }
     }
 }
@@ -196,6 +204,8 @@ impl Counts {
         self.emitted += other.emitted;
         self.emitted_bytes += other.emitted_bytes;
         self.refused += other.refused;
+        self.leases += other.leases;
+        self.names += other.names;
         self
     }
 }
@@ -486,7 +496,7 @@ mod tests {
             "state": "up", "link": "up",
             "received": 3, "received_bytes": 0, "delivered_vm": 0, "delivered_uplink": 0, "consumed": 0,
             "drops": {"route.none": 2}, "dropped": 2, "held": 0, "balance": 1,
-            "emitted": 0, "emitted_bytes": 0, "refused": 0
+            "emitted": 0, "emitted_bytes": 0, "refused": 0, "leases": 0, "names": 0
         });
         assert_eq!(json, wanted);
         assert_eq!(serde_json::from_value::<PortStats>(json).unwrap(), port);

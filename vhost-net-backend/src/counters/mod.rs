@@ -56,11 +56,15 @@ pub enum Counter {
     EmittedBytes,
     /// Frames that other ports had for this one and that it could not take (part of their `rx.*` or `uplink.*` drops).
     Refused,
+    /// Leases that the guest was told of, the renewed ones too (part of `Consumed`).
+    Leases,
+    /// Questions for names that were answered or sent on (part of `Consumed`).
+    Names,
 }
 
 impl Counter {
     /// Every one, in the order of the block.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Received,
         Self::ReceivedBytes,
         Self::DeliveredVm,
@@ -70,6 +74,8 @@ impl Counter {
         Self::Emitted,
         Self::EmittedBytes,
         Self::Refused,
+        Self::Leases,
+        Self::Names,
     ];
 
     /// Its name in JSON.
@@ -85,6 +91,8 @@ impl Counter {
             Self::Emitted => "emitted",
             Self::EmittedBytes => "emitted_bytes",
             Self::Refused => "refused",
+            Self::Leases => "leases",
+            Self::Names => "names",
         }
     }
 }

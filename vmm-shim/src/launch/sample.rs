@@ -13,6 +13,7 @@ pub(crate) fn topology() -> Topology {
         subnets6: Vec::new(),
         gateways: vec!["10.1.0.1".parse().unwrap()],
         dhcp: false,
+        dns: None,
     };
     let vm = Vm {
         name: "web1".to_owned(),

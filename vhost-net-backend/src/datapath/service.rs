@@ -1,0 +1,61 @@
+//! Messages to the router's guest services: copied whole, served, counted. None of it is on the way of other frames.
+
+use router::Headers;
+use router::service::{Desk, Fate, LONGEST, Service};
+
+use super::Replies;
+use crate::counters::{Counter, CounterBlock};
+use crate::vring::Burst;
+
+/// Copies frame `i` of the burst, or its first [`LONGEST`] bytes: those that were decided on, and the rest, read once.
+#[cold]
+pub(super) fn copy(burst: &Burst<'_>, i: usize, header_len: u32, head: &Headers, message: &mut Vec<u8>) {
+    message.clear();
+    message.extend_from_slice(head.as_bytes());
+    let Some(frame) = burst.frames.get(i) else { return };
+    let whole = usize::try_from(head.frame_len).unwrap_or(usize::MAX).min(LONGEST);
+    let known = message.len();
+    message.resize(whole.max(known), 0);
+    let rest = message.get_mut(known..).unwrap_or_default();
+    let read = burst.read_at(frame, header_len + head.len, rest);
+    message.truncate(known + read);
+}
+
+/// Serves the message whose whole frame is `message`, and counts it.
+#[cold]
+pub(super) fn serve(
+    mut desk: Desk<'_>,
+    service: Service,
+    head: &Headers,
+    message: &[u8],
+    counters: CounterBlock<'_>,
+    replies: &mut Replies,
+) {
+    let mut outcome = None;
+    let ingress = desk.ingress;
+    replies.push(ingress, |reply| {
+        let served = desk.serve(service, head, message, reply);
+        outcome = Some(served);
+        served.reply.is_some()
+    });
+    let Some(outcome) = outcome else { return };
+    if let Some(to) = outcome.reply {
+        replies.redirect(to);
+    }
+    match outcome.fate {
+        Fate::Consumed => counters.add(Counter::Consumed, 1),
+        Fate::Asked => {
+            counters.add(Counter::Consumed, 1);
+            counters.add(Counter::Names, 1);
+        }
+        Fate::Leased { address, first } => {
+            counters.add(Counter::Consumed, 1);
+            counters.add(Counter::Leases, 1);
+            if first {
+                let name = desk.snapshot.port(ingress).map_or("", |port| &port.name);
+                tracing::info!(port = name, %address, "the guest has its first lease");
+            }
+        }
+        Fate::Dropped(reason) => counters.dropped(reason),
+    }
+}
