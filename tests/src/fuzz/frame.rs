@@ -4,6 +4,7 @@
 //! from the sender's transmit vring through a [`Datapath`], whose counters must obey their law, and which must
 //! not change one byte of the other tenant's memory.
 
+mod message;
 mod verdict;
 
 use std::net::IpAddr;
@@ -104,7 +105,9 @@ fn frame(input: &mut Input<'_>, snapshot: &Snapshot, sender: PortId) -> ([u8; 10
         Some(PortKind::Uplink(uplink)) => uplink.peer_mac.0,
         None => [0; 6],
     };
-    let mut frame = if how & 2 != 0 {
+    let mut frame = if how & 6 == 6 {
+        message::take(input, mac, snapshot.router_mac.0)
+    } else if how & 2 != 0 {
         let len = usize::from(input.byte());
         let mut frame = [snapshot.router_mac.0, mac].concat();
         frame.extend(input.take(len));

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
+use router::service::{Desk, LONGEST};
 use router::snapshot::PortKind;
 use router::{Answer, Headers, NoTrace, PortId, Snapshot, Verdict, VnetHeader, WorkerState, reply};
 
@@ -37,6 +38,16 @@ impl Decider {
             Verdict::Answer(Answer::InPlace) => {
                 let peer = before.as_bytes().get(6..12);
                 ensure!(head.as_bytes().get(..6) == peer, "an answer to somebody else");
+            }
+            Verdict::Answer(Answer::Service(service)) => {
+                unchanged(&before, &head)?;
+                let copy = frame.get(..LONGEST).unwrap_or(frame);
+                let mut desk = Desk { snapshot, state, now: *now, ingress };
+                if let Some(to) = desk.serve(service, &head, copy, &mut reply).reply {
+                    let whose = |port| tenant(&self.snapshot, port);
+                    ensure!(whose(ingress) == whose(to), "an answer to another tenant");
+                    self.own_frame(to, &reply)?;
+                }
             }
             Verdict::Answer(answer) => {
                 unchanged(&before, &head)?;
