@@ -1,9 +1,15 @@
 //! A network namespace for one test.
 
+use std::fs::File;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsFd as _;
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::process::output;
 
@@ -41,6 +47,20 @@ impl Netns {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name, program]);
         command
+    }
+
+    /// A UDP socket inside.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered, or the address is taken.
+    pub fn udp(&self, address: SocketAddr) -> Result<UdpSocket> {
+        let namespace = File::open(Path::new("/run/netns").join(&self.name))?;
+        // A thread enters it for good, so one is made that ends at once. The socket stays inside.
+        let made = thread::spawn(move || {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+            UdpSocket::bind(address)
+        });
+        Ok(made.join().map_err(|_| anyhow!("the thread in the namespace panicked"))??)
     }
 
     /// Runs a line of words separated by spaces inside, to its end; gives its standard output.

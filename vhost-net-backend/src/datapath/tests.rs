@@ -16,6 +16,7 @@ const TOPOLOGY: &str = r#"
 version = 1
 [tenant.me.network.lan]
 subnets = ["10.0.0.0/24"]
+dhcp = true
 [tenant.me.vm.a]
 nic = [{ network = "lan", addresses = ["10.0.0.2"] }]
 [tenant.me.vm.b]
@@ -107,6 +108,35 @@ fn what_was_not_negotiated_is_dropped() {
         assert_eq!(pair.service(), 1);
         let found = (pair.count(A, Counter::DeliveredVm), pair.dropped(DropReason::VnetMalformed));
         assert_eq!(found, (delivered, 1 - delivered), "{features:#x} {flags} {gso_type}");
+    }
+}
+
+#[test]
+fn leases_are_counted_and_a_message_in_pieces_is_read_whole() {
+    let mut pair = Pair::new(VERSION_1);
+    for (mac, dropped) in [(pair.macs.0, 0), (Mac([2, 0, 0, 0, 0, 9]), 1)] {
+        let mut message = vec![1, 1, 6, 0];
+        message.resize(28, 0);
+        message.extend(mac.0);
+        message.resize(236, 0);
+        // The kind and the address asked for lie behind what is looked at to decide.
+        message.extend([0x63, 0x82, 0x53, 0x63, 53, 1, 3, 50, 4, 10, 0, 0, 2, 255]);
+        let mut bytes = vec![0; 12];
+        let packet =
+            PacketBuilder::ethernet2(pair.macs.0.0, [0xff; 6]).ipv4([0; 4], [255; 4], 64).udp(68, 67);
+        packet.write(&mut bytes, &message).unwrap();
+        let (first, second) = (BUFFERS, BUFFERS + 2048);
+        pair.a.write(first, &bytes[..290]);
+        pair.a.write(second, &bytes[290..]);
+        let rest = u32::try_from(bytes.len() - 290).unwrap();
+        let pieces = [Segment { addr: first, len: 290 }, Segment { addr: second, len: rest }];
+        pair.a.driver.add(&pieces, false).unwrap().unwrap();
+        assert_eq!(pair.service(), 1);
+        assert_eq!((pair.count(A, Counter::Consumed), pair.count(A, Counter::Leases)), (1, 1));
+        // The answer found no buffer.
+        assert_eq!((pair.count(A, Counter::Refused), pair.count(A, Counter::Emitted)), (1, 0));
+        assert_eq!(pair.dropped(DropReason::DhcpClient), dropped);
+        assert_eq!(pair.counters.tally(A).balance(), 0);
     }
 }
 
