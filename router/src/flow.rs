@@ -165,6 +165,40 @@ impl FlowTable {
         }
     }
 
+    /// What [`Self::pass`] would say, of a packet that nobody sent: nothing is noted. Without a stamp, the rules of today admit
+    /// its connection.
+    pub(crate) fn look(&self, key: &Key, event: Event, now: Instant, stamp: Option<u32>) -> Found {
+        let (hash, now) = (key.hash(&self.secret), self.tick(now));
+        let mut shard = self.shard(hash);
+        let Some(at) = shard.find(hash, key, now) else { return Found::Nothing };
+        let Some(entry) = shard.entry(at) else { return Found::Nothing };
+        let forward = entry.is_forward(key);
+        if stamp.is_some_and(|stamp| entry.stamp != stamp) {
+            return Found::Stale { forward };
+        }
+        match entry.state.observe(forward, event) {
+            Observed::Pass(_) => Found::Live,
+            Observed::Unfit => Found::Unfit,
+            Observed::Anew => Found::Nothing,
+        }
+    }
+
+    /// Whether a connection that begins now would find a place. What [`Self::open`] would clear elsewhere in the table is not
+    /// looked for.
+    pub(crate) fn has_room(
+        &self,
+        key: &Key,
+        event: Event,
+        owner: &Seat,
+        now: Instant,
+    ) -> Result<(), DropReason> {
+        if event.begins().is_none() {
+            return Err(DropReason::PolicyState);
+        }
+        let (hash, now) = (key.hash(&self.secret), self.tick(now));
+        self.shard(hash).has_room(hash, owner.index(), &self.seats, now)
+    }
+
     /// Whether there is such a connection, admitted by the rules of today: for errors about it, and later fragments of it.
     pub(crate) fn knows(&self, key: &Key, now: Instant, stamp: u32) -> bool {
         let (hash, now) = (key.hash(&self.secret), self.tick(now));

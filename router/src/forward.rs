@@ -91,7 +91,7 @@ fn decide<T: Trace>(
 
     // Policy.
     let way = Way { tenant, ingress, egress: next.port };
-    let passed = policy::check(snapshot, state, now, way, head, ip)?;
+    let passed = policy::check(snapshot, state, now, way, T::ASKS, head, ip)?;
     trace.step(|| Step::Policy(passed));
 
     // Size; then the addresses of the next hop.

@@ -64,6 +64,6 @@ pub use meter::Meters;
 pub use offload::{Offload, OffloadCaps};
 pub use snapshot::{RouteInfo, RouteKind, Snapshot};
 pub use state::WorkerState;
-pub use trace::{NoTrace, Trace};
+pub use trace::{Inquiry, NoTrace, Step, Trace};
 pub use verdict::{Answer, Verdict};
 pub use vnet::VnetHeader;

@@ -59,20 +59,21 @@ pub(crate) struct Way {
     pub(crate) egress: PortId,
 }
 
-/// Whether the packet may go that way.
+/// Whether the packet may go that way. `asks`: it is only asked about ([`crate::Trace::ASKS`]).
 #[inline]
 pub(crate) fn check(
     snapshot: &Snapshot,
     state: &WorkerState,
     now: Instant,
     way: Way,
+    asks: bool,
     head: &Headers,
     ip: &Ip,
 ) -> Result<Passed, Denial> {
     if snapshot.policy.is_open(way.ingress, way.egress) {
         return Ok(Passed::Open);
     }
-    Guard::new(snapshot, state, now, way, ip)?.check(head)
+    Guard::new(snapshot, state, now, way, asks, ip)?.check(head)
 }
 
 /// A packet that rules or state decide about.
@@ -81,6 +82,8 @@ struct Guard<'g> {
     state: &'g WorkerState,
     now: Instant,
     way: Way,
+    /// Nothing is noted in the table.
+    asks: bool,
     ip: &'g Ip,
     from: &'g Seat,
     to: &'g Seat,
@@ -92,6 +95,7 @@ impl<'g> Guard<'g> {
         state: &'g WorkerState,
         now: Instant,
         way: Way,
+        asks: bool,
         ip: &'g Ip,
     ) -> Result<Self, Denial> {
         let policy = &snapshot.policy;
@@ -102,7 +106,7 @@ impl<'g> Guard<'g> {
         if policy.tenant(way.ingress).is_none() && policy.is_foreign(way.tenant, ip.source) {
             return Err((DropReason::SourceAddress, RuleId::BUILT_IN));
         }
-        Ok(Self { snapshot, state, now, way, ip, from, to })
+        Ok(Self { snapshot, state, now, way, asks, ip, from, to })
     }
 
     fn check(&self, head: &Headers) -> Result<Passed, Denial> {
@@ -136,14 +140,24 @@ impl<'g> Guard<'g> {
     fn known(&self, key: &Key, event: Event) -> Result<Option<Passed>, Denial> {
         let table = self.state.flows();
         let stamp = self.snapshot.policy.stamp;
-        let mut found = table.pass(key, event, self.now, stamp);
+        let mut found = match self.asks {
+            false => table.pass(key, event, self.now, stamp),
+            true => table.look(key, event, self.now, Some(stamp)),
+        };
         if let Found::Stale { forward } = found {
-            if let Err(denial) = self.snapshot.policy.admit(&self.first_of(key, forward)) {
-                table.close(key, self.now);
-                return Err(denial);
-            }
-            table.renew(key, self.now, stamp);
-            found = table.pass(key, event, self.now, stamp);
+            let admitted = self.snapshot.policy.admit(&self.first_of(key, forward));
+            found = match (admitted, self.asks) {
+                (Err(denial), true) => return Err(denial),
+                (Err(denial), false) => {
+                    table.close(key, self.now);
+                    return Err(denial);
+                }
+                (Ok(_), true) => table.look(key, event, self.now, None),
+                (Ok(_), false) => {
+                    table.renew(key, self.now, stamp);
+                    table.pass(key, event, self.now, stamp)
+                }
+            };
         }
         match found {
             Found::Live => Ok(Some(Passed::Tracked)),
@@ -163,7 +177,11 @@ impl<'g> Guard<'g> {
 
     fn open(&self, key: &Key, event: Event) -> Result<(), Denial> {
         let (table, stamp) = (self.state.flows(), self.snapshot.policy.stamp);
-        table.open(key, event, self.from, self.now, stamp).map_err(|reason| (reason, RuleId::BUILT_IN))
+        let opened = match self.asks {
+            false => table.open(key, event, self.from, self.now, stamp),
+            true => table.has_room(key, event, self.from, self.now),
+        };
+        opened.map_err(|reason| (reason, RuleId::BUILT_IN))
     }
 
     fn admit(&self, protocol: u8, port: u16) -> Result<RuleId, Denial> {

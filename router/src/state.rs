@@ -54,6 +54,13 @@ impl WorkerState {
         state
     }
 
+    /// For questions about packets that nobody sends ([`crate::Inquiry`]): it only looks at the workers' connections.
+    #[must_use]
+    pub fn asking(snapshot: &Snapshot, flows: Arc<FlowTable>) -> Self {
+        let seats = flows.seats().find_all(snapshot.vrfs.iter().map(|vrf| vrf.tenant.as_str()));
+        Self { flows, seats, ..Self::default() }
+    }
+
     /// The connection table.
     pub(crate) fn flows(&self) -> &FlowTable {
         &self.flows

@@ -82,6 +82,7 @@ pub(crate) fn topology() -> Topology {
         ..tenant("globex")
     };
     Topology {
+        file: "t.toml".to_owned(),
         router: Router {
             name: "test".into(),
             cpus: Vec::new(),

@@ -20,8 +20,11 @@ pub enum Step {
     NextHop(PortId),
 }
 
-/// Receives each [`Step`]. [`NoTrace`] compiles away; a `Vec<Step>` keeps them.
+/// Receives each [`Step`]. [`NoTrace`] compiles away; a `Vec<Step>` keeps them; an [`Inquiry`] keeps them and nothing else.
 pub trait Trace {
+    /// Whether the packet is only asked about: connections are looked up, and none is made, changed or ended.
+    const ASKS: bool = false;
+
     /// Called once per decision, in order; `step` is only made for whoever wants it.
     fn step(&mut self, step: impl FnOnce() -> Step);
 }
@@ -38,5 +41,17 @@ impl Trace for NoTrace {
 impl Trace for Vec<Step> {
     fn step(&mut self, step: impl FnOnce() -> Step) {
         self.push(step());
+    }
+}
+
+/// The steps of a packet that nobody sent.
+#[derive(Clone, Debug, Default)]
+pub struct Inquiry(pub Vec<Step>);
+
+impl Trace for Inquiry {
+    const ASKS: bool = true;
+
+    fn step(&mut self, step: impl FnOnce() -> Step) {
+        self.0.push(step());
     }
 }

@@ -1,20 +1,23 @@
-//! What would become of a packet: asked of [`forward()`] itself, with a connection table of its own.
+//! What would become of a packet: asked of [`forward()`] itself. Nothing that runs is touched.
 //!
-//! `[[test]]` entries are answered here. Each stands for the first packet of a connection, from every NIC that its `from` names to
-//! every address of its `to`, in both families; all of them must have the outcome that the file expects. Nothing that
-//! runs is touched.
+//! Questions about one packet are in [`ask`](mod@ask): they go to the configuration that runs, and only look at its
+//! connections. `[[test]]` entries are answered here, with a connection table of their own. Each stands for the first
+//! packet of a connection, from every NIC that its `from` names to every address of its `to`, in both families; all of
+//! them must have the outcome that the file expects.
+
+pub mod ask;
+mod frame;
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use topology::{Mac, Place, Sender, Test, TestPacket, Topology};
+use topology::{Place, Sender, Test, Topology};
 
-use crate::checksum::ones_complement_sum;
+use self::frame::{Ends, SOURCE_PORT, frame};
 use crate::forward::forward;
 use crate::headers::Headers;
 use crate::ids::{PortId, RuleId};
 use crate::meter::Meters;
-use crate::parse::{ICMP, ICMPV6, TCP, UDP};
 use crate::policy::Passed;
 use crate::snapshot::{NicPort, PortIds, PortKind, Snapshot};
 use crate::state::WorkerState;
@@ -26,8 +29,6 @@ use crate::vnet::VnetHeader;
 const MOST: usize = 100_000;
 /// Longer than a connection lasts that nobody answers: no packet sees what one before it has left.
 const APART: Duration = Duration::from_secs(600);
-/// Where the tested connections come from: the first dynamic port (RFC 6335).
-const SOURCE_PORT: u16 = 49_152;
 
 /// A test that has not the outcome that it expects.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,7 +117,8 @@ impl Tester<'_> {
         test: &Test,
     ) -> Result<(), String> {
         self.now += APART;
-        let frame = frame(from.port.mac, self.snapshot.router_mac, source, destination, test.packet);
+        let ends = Ends { source, destination, source_port: SOURCE_PORT };
+        let frame = frame(from.port.mac, self.snapshot.router_mac, ends, test.packet);
         let mut head = Headers::of(VnetHeader::default(), &frame);
         let mut steps = Vec::new();
         let verdict = forward(self.snapshot, &mut self.state, self.now, from.id, &mut head, &mut steps);
@@ -168,44 +170,6 @@ fn pairs(sender: &NicPort, receiver: &NicPort) -> Vec<(IpAddr, IpAddr)> {
         receiver.addresses6.iter().map(|destination| (IpAddr::V6(*source), IpAddr::V6(*destination)))
     });
     v4.chain(v6).collect()
-}
-
-/// The first packet of a connection. Its checksum of layer 4 is left out: no router looks at it.
-fn frame(from: Mac, router: Mac, source: IpAddr, destination: IpAddr, packet: TestPacket) -> Vec<u8> {
-    let [s0, s1] = SOURCE_PORT.to_be_bytes();
-    let v4 = source.is_ipv4();
-    let (protocol, layer4) = match packet {
-        TestPacket::Tcp(port) => {
-            let [d0, d1] = port.to_be_bytes();
-            let syn = 2;
-            (TCP, vec![s0, s1, d0, d1, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, syn, 0xff, 0xff, 0, 0, 0, 0])
-        }
-        TestPacket::Udp(port) => {
-            let [d0, d1] = port.to_be_bytes();
-            (UDP, vec![s0, s1, d0, d1, 0, 8, 0, 0])
-        }
-        TestPacket::Icmp if v4 => (ICMP, vec![8, 0, 0, 0, 0, 1, 0, 1]),
-        TestPacket::Icmp => (ICMPV6, vec![128, 0, 0, 0, 0, 1, 0, 1]),
-    };
-    let [_, len] = u16::try_from(layer4.len()).unwrap_or(0).to_be_bytes();
-    let mut frame = [router.0, from.0].concat();
-    match (source, destination) {
-        (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            let fixed = [0x45, 0, 0, len + 20, 0, 0, 0x40, 0, 64, protocol, 0, 0];
-            let mut header = [&fixed[..], &source.octets(), &destination.octets()].concat();
-            let checksum = !ones_complement_sum(&header, 0);
-            crate::bytes::write16(&mut header, 10, checksum);
-            frame.extend([8, 0].iter().chain(&header));
-        }
-        (IpAddr::V6(source), IpAddr::V6(destination)) => {
-            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, len, protocol, 64]);
-            frame.extend(source.octets().iter().chain(&destination.octets()));
-        }
-        // Pairs are of one family.
-        (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => {}
-    }
-    frame.extend(layer4);
-    frame
 }
 
 #[cfg(test)]

@@ -59,6 +59,7 @@ impl Default for Scenario {
         };
         Self {
             topology: Topology {
+                file: "t.toml".to_owned(),
                 router,
                 uplinks: Vec::new(),
                 tenants: Vec::new(),

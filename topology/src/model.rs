@@ -15,6 +15,8 @@ use crate::policy::{Group, Peering, Test};
 /// A whole checked file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Topology {
+    /// The file's name, for people: what stands before the place of a rule.
+    pub file: String,
     /// `[router]`.
     pub router: Router,
     /// `[uplink.*]`, in the order of the file.

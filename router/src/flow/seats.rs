@@ -81,6 +81,18 @@ impl Seats {
         seats
     }
 
+    /// The seats that these tenants have, for whoever only looks: nobody holds them by that.
+    pub(crate) fn find_all<'t>(&self, tenants: impl IntoIterator<Item = &'t str>) -> Vec<Option<Seat>> {
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let known: HashMap<&str, usize> =
+            taken.iter().enumerate().map(|(index, seat)| (seat.tenant.as_str(), index)).collect();
+        let seats = tenants.into_iter().map(|tenant| {
+            let index = u16::try_from(*known.get(tenant)?).ok()?;
+            Some(Seat { index, _held: Arc::default() })
+        });
+        seats.collect()
+    }
+
     /// Counts who has a seat, now that some were left.
     pub(crate) fn recount(&self) {
         self.count(&self.taken.lock().unwrap_or_else(PoisonError::into_inner));

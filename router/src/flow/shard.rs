@@ -35,6 +35,12 @@ impl Entry {
     fn is_over(&self, now: Tick) -> bool {
         self.seen.until(now) > self.state.idle()
     }
+
+    /// Whether it is cleared where somebody comes by. Of a tenant that is pressed, what is not settled lasts less.
+    fn goes(&self, now: Tick, is_pressed: impl Fn(u16) -> bool) -> bool {
+        let unsettled = !self.state.is_settled() && self.seen.until(now) > PRESSED;
+        self.is_over(now) || unsettled && is_pressed(self.owner)
+    }
 }
 
 /// Where an entry is.
@@ -112,6 +118,29 @@ impl Shard {
         Ok(free.is_none())
     }
 
+    /// What [`Self::insert`] would say; nothing is cleared for it.
+    pub(super) fn has_room(
+        &self,
+        hash: u64,
+        newcomer: u16,
+        seats: &Seats,
+        now: Tick,
+    ) -> Result<(), DropReason> {
+        let (_, places) = self.places(hash);
+        let at_limit = seats.is_at_limit(newcomer);
+        let buckets = places.iter().filter_map(|bucket| self.buckets.get(*bucket));
+        let mut entries = buckets.flat_map(|bucket| bucket.entries.iter().flatten());
+        // One of its own that goes makes it less than its limit.
+        let goes = entries.any(|entry| {
+            entry.goes(now, |owner| seats.is_at_limit(owner)) && (!at_limit || entry.owner == newcomer)
+        });
+        let free = !at_limit && self.free(places).is_some();
+        if free || goes || self.displaceable(places, newcomer, at_limit, seats, now).is_some() {
+            return Ok(());
+        }
+        Err(if at_limit { DropReason::FlowsQuota } else { DropReason::FlowsFull })
+    }
+
     /// Takes an entry out, if there is one.
     pub(super) fn clear(&mut self, at: At, seats: &Seats) {
         let Some(bucket) = self.buckets.get_mut(at.bucket) else { return };
@@ -150,11 +179,7 @@ impl Shard {
         let tags = self.buckets.get(bucket).map_or([0; WAYS], |bucket| bucket.tags);
         for (way, _) in tags.iter().enumerate().filter(|(_, tag)| **tag != 0) {
             let at = At { bucket, way };
-            let over = self.entry(at).is_some_and(|entry| {
-                let unsettled = !entry.state.is_settled() && entry.seen.until(now) > PRESSED;
-                entry.is_over(now) || unsettled && is_pressed(entry.owner)
-            });
-            if over {
+            if self.entry(at).is_some_and(|entry| entry.goes(now, &is_pressed)) {
                 self.clear(at, seats);
             }
         }

@@ -23,7 +23,7 @@ const PIPE: usize = 1 << 16;
 /// Turns that each side gets for a request: an answer takes three.
 const TURNS: usize = 32;
 const METHODS: [&str; 5] = ["GET", "HEAD", "POST", "DELETE", "OPTIONS"];
-const PATHS: [&str; 9] = [
+const PATHS: [&str; 10] = [
     "/v1/stats",
     "/v1/ports",
     "/v1/drops",
@@ -32,6 +32,7 @@ const PATHS: [&str; 9] = [
     "/v1/routes/",
     "/v1/routes/acme?lookup=",
     "/v1/vm/",
+    "/v1/trace?protocol=icmp&from=acme/web.0&to=",
     "/",
 ];
 /// Root, who may do everything, and somebody else.

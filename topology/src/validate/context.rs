@@ -26,6 +26,11 @@ impl<'f> Context<'f> {
         Self { source, problems, unenforced: Vec::new(), damaged }
     }
 
+    /// The file's name.
+    pub(crate) fn file(&self) -> &str {
+        self.source.name()
+    }
+
     pub(crate) fn place(&self, span: &Span) -> Place {
         self.source.place(span)
     }

@@ -50,7 +50,8 @@ pub(crate) fn validate(raw: &RawFile, ctx: &mut Context<'_>) -> Topology {
     }
     let mut unenforced = std::mem::take(&mut ctx.unenforced);
     unenforced.sort_by_key(|entry| entry.at);
-    Topology { router, uplinks, tenants, peerings, tests, unenforced }
+    let file = ctx.file().to_owned();
+    Topology { file, router, uplinks, tenants, peerings, tests, unenforced }
 }
 
 fn version(raw: &RawFile, ctx: &mut Context<'_>) {

@@ -31,6 +31,7 @@ pub mod stats;
 pub mod table;
 pub mod text;
 pub mod threads;
+pub mod trace;
 pub mod vm;
 pub mod vmrouter;
 

@@ -10,7 +10,8 @@ use super::paint::Paint;
 use crate::control::api::Threads;
 
 use super::{
-    Exit, Failure, Page, drops, exit, explain, flows, offloads, routes, run_dir, stats, text, threads, vm,
+    Exit, Failure, Page, drops, exit, explain, flows, offloads, routes, run_dir, stats, text, threads, trace,
+    vm,
 };
 
 const EXAMPLES: &str = "\
@@ -24,6 +25,8 @@ Examples:
   packet-stats drops                       why frames were not delivered
   packet-stats explain rx.ring_full        what that means and what to do about it
   packet-stats routes acme --lookup 10.1.0.7
+  packet-stats trace --vm acme/web1 --to 10.1.1.11:5432/tcp
+                                           what would become of that packet, and why
   packet-stats threads --watch 1           what the workers did in each second
   packet-stats --json | jq '.totals'
 
@@ -89,6 +92,8 @@ enum Command {
     Flows,
     /// What the workers do with their time: busy share, cycles per frame, frames per burst, sleeps
     Threads,
+    /// What would become of a packet: every decision, with the line of the file that it follows from
+    Trace(trace::Args),
     /// What a drop reason means and what to do about it (needs no daemon)
     Explain {
         /// A reason as `packet-stats drops` prints it; none: list all
@@ -181,6 +186,7 @@ fn answer(cli: &Cli, last: &mut Option<Threads>) -> Result<Page, Failure> {
         Some(Command::Offloads) => offloads::page(&context),
         Some(Command::Flows) => flows::page(&context),
         Some(Command::Threads) => threads::page(&context, last),
+        Some(Command::Trace(args)) => trace::page(&context, args),
         Some(Command::Explain { reason }) => explain::page(reason.as_deref(), json, context.width),
     }
 }

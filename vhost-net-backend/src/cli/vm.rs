@@ -11,19 +11,7 @@ use crate::control::client;
 /// # Errors
 /// When the daemon is not running or has no such VM.
 pub fn page(context: &Context, name: &str) -> Result<Page, Failure> {
-    let ports: Ports = client::get(&context.run_dir, "/v1/ports")?;
-    let mut paths: Vec<(String, String)> = Vec::new();
-    for port in ports.ports {
-        let (Some(tenant), Some(vm)) = (port.port.tenant, port.port.vm) else { continue };
-        let wanted = is_vm(name, Some(&tenant), Some(&vm)) && context.wants(Some(&tenant), Some(&vm));
-        let path = (tenant, vm);
-        if wanted && !paths.contains(&path) {
-            paths.push(path);
-        }
-    }
-    if paths.is_empty() {
-        return Err(Failure::failed(format!("no VM {}", safe(name))));
-    }
+    let paths = find_vms(context, name)?;
     let ask = |(tenant, vm): &(String, String)| {
         let (tenant, vm) = (legal_name("tenant", tenant)?, legal_name("VM", vm)?);
         Ok(client::get(&context.run_dir, &format!("/v1/vm/{tenant}/{vm}"))?)
@@ -34,6 +22,27 @@ pub fn page(context: &Context, name: &str) -> Result<Page, Failure> {
         (true, vms) => json(&vms)?,
         (false, vms) => vms.iter().map(|vm| text(context, vm)).collect::<Vec<_>>().join("\n"),
     }))
+}
+
+/// Tenant and name of every VM of that name that the filters let through; at least one.
+///
+/// # Errors
+/// When the daemon is not running or has no such VM.
+pub(crate) fn find_vms(context: &Context, name: &str) -> Result<Vec<(String, String)>, Failure> {
+    let ports: Ports = client::get(&context.run_dir, "/v1/ports")?;
+    let mut found: Vec<(String, String)> = Vec::new();
+    for port in ports.ports {
+        let (Some(tenant), Some(vm)) = (port.port.tenant, port.port.vm) else { continue };
+        let wanted = is_vm(name, Some(&tenant), Some(&vm)) && context.wants(Some(&tenant), Some(&vm));
+        let path = (tenant, vm);
+        if wanted && !found.contains(&path) {
+            found.push(path);
+        }
+    }
+    if found.is_empty() {
+        return Err(Failure::failed(format!("no VM {}", safe(name))));
+    }
+    Ok(found)
 }
 
 /// A name that can be part of a resource's path: the topology allows no other.

@@ -2,6 +2,8 @@
 //!
 //! Fields are only ever added; a client ignores those that it does not know.
 
+mod trace;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -9,6 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::counters::{Counter, Identity, Tally, ThreadTally};
 use crate::port::{Peer, RingStatus};
+
+pub use trace::{Decision, Fate, Outcome, Trace, Traced};
 
 /// `GET /v1/stats`: where every frame went.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -25,6 +25,7 @@ pub(crate) mod sample;
 mod server;
 mod socket;
 mod threads;
+mod trace;
 
 pub use answers::{drops, stats, totals};
 pub use server::{Api, ControlServer, serve, serve_changes};

@@ -22,7 +22,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::deadline::Deadline;
-use super::{answers, api, changes, flows, link, offloads, routes, socket, threads};
+use super::{answers, api, changes, flows, link, offloads, routes, socket, threads, trace};
 use crate::daemon::{Applier, Board, View};
 
 /// Clients served at once; more wait in the listen queue.
@@ -178,6 +178,7 @@ fn application(served: Served) -> Router {
         .route("/v1/threads", get(async |State(view): Shared| Json(threads::threads(&view))))
         .route("/v1/routes/{tenant}", get(show_routes))
         .route("/v1/offloads", get(show_offloads))
+        .route("/v1/trace", get(trace::what_if))
         .route("/v1/vm/{tenant}/{vm}", get(show_vm))
         .route("/v1/link/{tenant}/{vm}/{nic}", put(link::set))
         .route("/v1/plan", put(changes::plan).layer(large()))

@@ -46,6 +46,7 @@ pub(crate) fn topology() -> Topology {
         packed: false,
     };
     Topology {
+        file: "t.toml".to_owned(),
         router,
         uplinks: Vec::new(),
         tenants: vec![tenant],

@@ -1,0 +1,85 @@
+//! The way of one packet.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// `GET /v1/trace?from=PORT&to=IP&protocol=tcp&port=N`, optionally `&source=IP&source_port=N`: what would become of a packet.
+/// Nothing is sent, and nothing that runs is changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trace {
+    /// Which packet.
+    pub packet: Traced,
+    /// The topology file that lines and columns are of.
+    pub file: String,
+    /// Every decision, in order.
+    pub steps: Vec<Decision>,
+    /// The end of it.
+    pub fate: Fate,
+}
+
+/// A packet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traced {
+    /// The port where it comes in: `acme/web1.0`.
+    pub from: String,
+    /// Who sends it.
+    pub source: IpAddr,
+    /// From that port; the identifier of an echo.
+    pub source_port: Option<u16>,
+    /// To whom.
+    pub destination: IpAddr,
+    /// To that port; null for ICMP.
+    pub destination_port: Option<u16>,
+    /// tcp, udp or icmp.
+    pub protocol: String,
+}
+
+/// One decision.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decision {
+    /// parse, source, own, route, policy or next hop.
+    pub step: String,
+    /// What was decided.
+    pub text: String,
+    /// Line of the topology file that says so; 0: none.
+    pub line: u32,
+    /// Column there.
+    pub column: u32,
+}
+
+/// What becomes of the packet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fate {
+    /// In a word.
+    pub outcome: Outcome,
+    /// Who gets it: `acme/db1.0`, `uplink:wan`.
+    pub to: Option<String>,
+    /// Of a drop: `policy.ingress`.
+    pub reason: Option<String>,
+    /// Of a drop: what happened.
+    pub meaning: Option<String>,
+    /// Of a drop: what to do about it.
+    pub fix: Option<String>,
+    /// Line of the topology file that ends it; 0: none.
+    pub line: u32,
+    /// Column there.
+    pub column: u32,
+}
+
+/// A fate in a word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// Another guest gets it.
+    Delivered,
+    /// It leaves by an uplink.
+    Uplink,
+    /// The router itself answers it.
+    Answered,
+    /// It is meant for the router, which needs no answer.
+    Consumed,
+    /// Nobody gets it.
+    #[default]
+    Dropped,
+}

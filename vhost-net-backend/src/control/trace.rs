@@ -1,0 +1,170 @@
+//! `GET /v1/trace`: what would become of a packet, decision by decision.
+//!
+//! The running snapshot is asked through the same function that forwards ([`router::what_if`]); what it does not know, whether
+//! the receiver is there, is added here.
+
+use std::net::IpAddr;
+use std::time::Instant;
+
+use axum::Json;
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use router::policy::Passed;
+use router::what_if::ask::{Asked, Question, Unasked, ask};
+use router::{DropReason, PortId, RuleId, Snapshot, Step, Verdict};
+use serde::Deserialize;
+use topology::{Place, TestPacket};
+
+use super::server::{Shared, problem};
+use super::{answers, api};
+use crate::daemon::View;
+
+/// What is asked.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Asks {
+    from: String,
+    to: IpAddr,
+    protocol: String,
+    port: Option<u16>,
+    source: Option<IpAddr>,
+    source_port: Option<u16>,
+}
+
+/// Answers.
+pub(super) async fn what_if(State(view): Shared, Query(asks): Query<Asks>) -> Response {
+    let named = |(_, port): &(PortId, &router::snapshot::Port)| port.name == asks.from;
+    let Some((ingress, _)) = view.snapshot.ports().find(named) else {
+        return problem(StatusCode::NOT_FOUND, "no such NIC or uplink");
+    };
+    let packet = match (asks.protocol.as_str(), asks.port) {
+        ("tcp", Some(port)) => TestPacket::Tcp(port),
+        ("udp", Some(port)) => TestPacket::Udp(port),
+        ("icmp", None) => TestPacket::Icmp,
+        _ => return problem(StatusCode::BAD_REQUEST, "protocol is tcp or udp, with a port, or icmp without"),
+    };
+    let Asks { to: destination, source, source_port, .. } = asks;
+    let question = Question { ingress, source, source_port, destination, packet };
+    match ask(&view.snapshot, &view.flows, Instant::now(), &question) {
+        Ok(asked) => Json(answer(&view, &question, &asked)).into_response(),
+        Err(Unasked::NoPort) => problem(StatusCode::NOT_FOUND, "no such NIC or uplink"),
+        Err(Unasked::NoSource) => problem(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "say from which address: the port has none of that family",
+        ),
+        Err(Unasked::TwoFamilies) => {
+            problem(StatusCode::UNPROCESSABLE_ENTITY, "source and destination are of two families")
+        }
+    }
+}
+
+fn answer(view: &View, question: &Question, asked: &Asked) -> api::Trace {
+    let (protocol, destination_port) = match question.packet {
+        TestPacket::Tcp(port) => ("tcp", Some(port)),
+        TestPacket::Udp(port) => ("udp", Some(port)),
+        TestPacket::Icmp => ("icmp", None),
+    };
+    let way = Way { snapshot: &view.snapshot, ingress: question.ingress, destination: question.destination };
+    let mut fate = way.fate(asked.verdict);
+    if let Some(missing) = missing(view, asked.verdict) {
+        fate = way.fate(Verdict::Drop(missing, RuleId::BUILT_IN));
+    }
+    api::Trace {
+        packet: api::Traced {
+            from: way.name(question.ingress),
+            source: asked.source,
+            source_port: Some(asked.source_port),
+            destination: question.destination,
+            destination_port,
+            protocol: protocol.to_owned(),
+        },
+        file: view.topology.file.clone(),
+        steps: asked.steps.iter().map(|step| way.decision(step)).collect(),
+        fate,
+    }
+}
+
+/// Why the egress would not take it now, as far as that is known without sending.
+fn missing(view: &View, verdict: Verdict) -> Option<DropReason> {
+    let state =
+        |port| answers::ports(view).into_iter().find(|found| found.id == port).map(|port| port.state());
+    match verdict {
+        Verdict::Deliver(port) => (state(port) != Some(api::State::Up)).then_some(DropReason::RxNotConnected),
+        Verdict::Uplink(port) => (state(port) != Some(api::State::Up)).then_some(DropReason::UplinkDown),
+        Verdict::Answer(_) | Verdict::Consume | Verdict::Drop(..) => None,
+    }
+}
+
+/// A packet's way, in words.
+pub(super) struct Way<'s> {
+    pub(super) snapshot: &'s Snapshot,
+    pub(super) ingress: PortId,
+    pub(super) destination: IpAddr,
+}
+
+impl Way<'_> {
+    /// One decision.
+    pub(super) fn decision(&self, step: &Step) -> api::Decision {
+        let built_in = RuleId::BUILT_IN;
+        let (step, text, rule) = match step {
+            Step::Parsed(name) => ("parse", (*name).to_owned(), built_in),
+            Step::SourceOk => {
+                let rule = self.snapshot.port(self.ingress).map_or(built_in, |port| port.rule);
+                ("source", format!("{} may send from there", self.name(self.ingress)), rule)
+            }
+            Step::Own => ("own", "for the router itself".to_owned(), built_in),
+            Step::Route(tenant, rule) => {
+                let table = self.snapshot.vrf(*tenant).map_or("", |vrf| vrf.tenant.as_str());
+                let route = self.snapshot.route(*tenant, self.destination);
+                let route = route.map_or(String::new(), |route| match route.next_hop {
+                    Some(next) => format!(": {} by {next}", route.to),
+                    None => format!(": {} leads nowhere", route.to),
+                });
+                ("route", format!("table of {table}{route}"), *rule)
+            }
+            Step::Policy(passed) => {
+                let (text, rule) = match passed {
+                    Passed::Open => ("one tenant, no groups: open", built_in),
+                    Passed::Tracked => ("of a connection that was let through", built_in),
+                    Passed::Related => ("an error about such a connection", built_in),
+                    Passed::New(RuleId::BUILT_IN) => ("begins a connection, and may", built_in),
+                    Passed::New(rule) => ("begins a connection, as this line allows", *rule),
+                };
+                ("policy", text.to_owned(), rule)
+            }
+            Step::NextHop(port) => ("next hop", format!("leaves by {}", self.name(*port)), built_in),
+        };
+        let Place { line, column } = self.snapshot.place(rule).unwrap_or_default();
+        api::Decision { step: step.to_owned(), text, line, column }
+    }
+
+    /// The end of it.
+    pub(super) fn fate(&self, verdict: Verdict) -> api::Fate {
+        use api::Outcome;
+        let reached =
+            |outcome, port| api::Fate { outcome, to: Some(self.name(port)), ..api::Fate::default() };
+        match verdict {
+            Verdict::Deliver(port) => reached(Outcome::Delivered, port),
+            Verdict::Uplink(port) => reached(Outcome::Uplink, port),
+            Verdict::Answer(_) => api::Fate { outcome: Outcome::Answered, ..api::Fate::default() },
+            Verdict::Consume => api::Fate { outcome: Outcome::Consumed, ..api::Fate::default() },
+            Verdict::Drop(reason, rule) => {
+                let Place { line, column } = self.snapshot.place(rule).unwrap_or_default();
+                api::Fate {
+                    outcome: Outcome::Dropped,
+                    to: None,
+                    reason: Some(reason.name().to_owned()),
+                    meaning: Some(reason.meaning().to_owned()),
+                    fix: Some(reason.fix().to_owned()),
+                    line,
+                    column,
+                }
+            }
+        }
+    }
+
+    /// A port's name.
+    pub(super) fn name(&self, port: PortId) -> String {
+        self.snapshot.port(port).map_or_else(|| "a port that is gone".to_owned(), |port| port.name.clone())
+    }
+}
