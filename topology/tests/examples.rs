@@ -64,7 +64,6 @@ fn what_full_asks_for_and_is_not_enforced() {
     let listed: Vec<String> =
         full.unenforced.iter().map(|entry| format!("{} {}", entry.at, entry.what)).collect();
     let pinned = [
-        "9:11 router.metrics",
         "15:8 uplink.wan.kind",
         "19:7 uplink.wan.nat",
         "30:9 tenant.acme.owner",

@@ -13,6 +13,7 @@ mod view;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -32,6 +33,7 @@ use crate::gather::Gathering;
 use crate::handover::Inherited;
 use crate::handover::collect::Collected;
 use crate::health::Health;
+use crate::metrics::{Door, MetricsServer};
 use crate::port::{PortTable, lock};
 use crate::ring_state::{NicState, Store};
 use crate::uplink::keeper::{self, Keeper, hand_out, report};
@@ -48,6 +50,7 @@ pub struct Daemon {
     board: Board,
     applier: Arc<Applier>,
     control: ControlServer,
+    metrics: Option<MetricsServer>,
     listeners: Listeners,
     keeper: Keeper,
     workers: Arc<[WorkerHandle]>,
@@ -76,6 +79,7 @@ impl Daemon {
         mut origin: Origin,
     ) -> anyhow::Result<Self> {
         std::fs::create_dir_all(run_dir).with_context(|| format!("cannot create {}", run_dir.display()))?;
+        let door = metrics_door(&topology, !inherited.is_empty())?;
         let Inherited { counters: left, taps, ports: left_ports } = inherited;
         let count = topology.router.cpus.len().max(1);
         let stats = run_dir.join("stats");
@@ -134,7 +138,9 @@ impl Daemon {
         let applier = Arc::new(Applier::new(setup));
         let control = control::serve_changes(board.clone(), Some(Arc::clone(&applier)))
             .context("cannot start the control socket")?;
-        Ok(Self { board, applier, control, listeners, keeper, workers, threads })
+        let metrics = door.map(|door| door.serve(board.clone())).transpose();
+        let metrics = metrics.context("cannot start the thread that serves metrics")?;
+        Ok(Self { board, applier, control, metrics, listeners, keeper, workers, threads })
     }
 
     /// What is running.
@@ -149,6 +155,12 @@ impl Daemon {
         &self.board
     }
 
+    /// Where metrics are served, if they are.
+    #[must_use]
+    pub fn metrics(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().map(MetricsServer::address)
+    }
+
     /// Changes what runs.
     #[must_use]
     pub fn applier(&self) -> &Arc<Applier> {
@@ -160,6 +172,7 @@ impl Daemon {
         // A change that is under way comes to its end first; there will be no other.
         self.applier.close();
         self.control.stop();
+        drop(self.metrics);
         self.listeners.stop();
         self.workers.iter().for_each(|worker| worker.send(Command::Stop));
         for thread in self.threads {
@@ -173,11 +186,13 @@ impl Daemon {
     /// their rings and in the kernel's queues. The order is that of [`handover`](crate::handover).
     #[must_use]
     pub fn hand_over(self) -> Collected {
-        let Self { board, applier, control, listeners, keeper, workers, threads } = self;
+        let Self { board, applier, control, metrics, listeners, keeper, workers, threads } = self;
         let begun = Instant::now();
         applier.close();
         let view = board.view();
         control.stop();
+        // The next daemon binds the same address.
+        drop(metrics);
         let ports = listeners.park();
         workers.iter().for_each(|worker| worker.send(Command::Stop));
         let mut taps: HashMap<PortId, Vec<Tap>> = HashMap::new();
@@ -202,6 +217,19 @@ impl Daemon {
         let (connections, took) = (collected.connections(), begun.elapsed());
         tracing::info!(connections, ?took, "everything is ready for the next daemon");
         collected
+    }
+}
+
+/// The address of `[router] metrics`, bound, if there is one. Where guests' connections were taken over they matter more.
+fn metrics_door(topology: &Topology, took_over: bool) -> anyhow::Result<Option<Door>> {
+    let Some(address) = topology.router.metrics else { return Ok(None) };
+    match Door::open(address) {
+        Ok(door) => Ok(Some(door)),
+        Err(error) if took_over => {
+            tracing::error!(%address, %error, "no metrics are served");
+            Ok(None)
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot listen at {address} for [router] metrics")),
     }
 }
 

@@ -27,6 +27,7 @@ pub mod groups;
 pub mod guest_memory;
 pub mod handover;
 pub mod health;
+pub mod metrics;
 #[cfg(test)]
 mod models;
 pub mod port;

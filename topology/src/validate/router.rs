@@ -19,7 +19,6 @@ pub(crate) fn validate(raw: &RawRouter, ctx: &mut Context<'_>) -> Router {
     if let Some(group) = &raw.socket_group {
         names::system_group(group, ctx);
     }
-    ctx.unenforced_key("router", "metrics", raw.metrics.as_ref());
     let text = |value: &Option<At<String>>, default: &str| {
         value.as_ref().map_or_else(|| default.to_owned(), |value| value.to_string())
     };

@@ -2,6 +2,7 @@
 
 use super::packet_stats::{Context, json};
 use super::paint::Tone;
+use super::since::Mark;
 use super::table::{Cell, Table};
 use super::text::{human, safe};
 use super::{Failure, Page, explain, source, stats};
@@ -20,14 +21,19 @@ pub fn page(context: &Context, reason: Option<&str>) -> Result<Page, Failure> {
         explain::find(reason)?;
     }
     let mut found = source::stats(&context.run_dir)?;
+    let mark = context.since_last.then(|| Mark::since(context, "drops", &mut found)).transpose()?;
     stats::filter(context, &mut found.stats)?;
     let mut drops = drops(&found.stats);
     drops.drops.retain(|drop| reason.is_none_or(|wanted| drop.reason == wanted));
-    let text = match (context.json, reason) {
+    let mut text = match (context.json, reason) {
         (true, _) => json(&drops)?,
         (false, None) => list(context, &drops),
         (false, Some(reason)) => detail(context, drops.drops.first(), reason)?,
     };
+    if let Some(mark) = mark {
+        mark.keep()?;
+        text.push_str(if context.json { "" } else { &mark.note });
+    }
     Ok(Page { text, notes: found.notes, exit: found.exit })
 }
 
@@ -95,6 +101,7 @@ mod tests {
             tenant: None,
             vm: None,
             exact: false,
+            since_last: false,
             paint: Paint(false),
             width: 80,
         };

@@ -25,6 +25,7 @@ pub mod run;
 pub mod run_dir;
 pub mod schema;
 pub mod service;
+pub mod since;
 pub mod source;
 pub mod state_dir;
 pub mod stats;

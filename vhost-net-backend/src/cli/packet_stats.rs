@@ -23,6 +23,7 @@ Examples:
   packet-stats                             all NICs
   packet-stats --tenant acme --watch       the NICs of one tenant, every 2 seconds
   packet-stats drops                       why frames were not delivered
+  packet-stats drops --since-last          the same since you asked the last time
   packet-stats explain rx.ring_full        what that means and what to do about it
   packet-stats routes acme --lookup 10.1.0.7
   packet-stats trace --vm acme/web1 --to 10.1.1.11:5432/tcp
@@ -60,6 +61,9 @@ pub struct Common {
     /// Never shorten numbers.
     #[arg(long, global = true)]
     exact: bool,
+    /// Only what was counted since you asked for it the last time (table of NICs, drops)
+    #[arg(long, global = true)]
+    since_last: bool,
     /// The daemon's run directory [default: $RUNTIME_DIRECTORY, /run/vmrouter as root, $XDG_RUNTIME_DIR/vmrouter]
     #[arg(long, global = true, value_name = "DIR")]
     run_dir: Option<PathBuf>,
@@ -114,6 +118,8 @@ pub struct Context {
     pub vm: Option<String>,
     /// Never shorten numbers.
     pub exact: bool,
+    /// Only what came after the call before.
+    pub since_last: bool,
     /// Colours.
     pub paint: Paint,
     /// Columns to use.
@@ -165,9 +171,12 @@ pub fn main() -> ExitCode {
 
 /// `last`: what the page before was about, for those that show an interval.
 fn answer(cli: &Cli, last: &mut Option<Threads>) -> Result<Page, Failure> {
-    let Common { json, tenant, vm, exact, .. } = cli.common.clone();
+    let Common { json, tenant, vm, exact, since_last, .. } = cli.common.clone();
     if let Some(Command::Explain { reason }) = &cli.command {
         return explain::page(reason.as_deref(), json, text::width());
+    }
+    if since_last && !matches!(cli.command, None | Some(Command::Drops { .. })) {
+        return Err(Failure::usage("--since-last is for the table of NICs and for drops"));
     }
     let context = Context {
         run_dir: run_dir::run_dir(cli.common.run_dir.as_deref(), None)?,
@@ -175,6 +184,7 @@ fn answer(cli: &Cli, last: &mut Option<Threads>) -> Result<Page, Failure> {
         tenant,
         vm,
         exact,
+        since_last,
         paint: Paint::stdout(),
         width: text::width(),
     };

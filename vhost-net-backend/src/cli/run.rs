@@ -83,6 +83,7 @@ fn needs<'a>(
         state_dir,
         topology_file,
         taps: topology.uplinks.iter().any(|uplink| matches!(uplink.kind, UplinkKind::Tap { .. })),
+        metrics: topology.router.metrics.map(|address| address.port()),
         connects: nics.into_iter().any(|nic| nic.connect.is_some()),
         groups: &[],
     }

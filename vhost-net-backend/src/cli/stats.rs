@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::packet_stats::{Context, json};
 use super::paint::{Paint, Tone};
 use super::routes::prefix;
+use super::since::Mark;
 use super::table::{Cell, Table};
 use super::text::{human, safe, uptime, wrap};
 use super::{Failure, Page, source};
@@ -21,12 +22,17 @@ const HEADING: [&str; 11] = [
 /// When the daemon is not running, or no NIC passes the filters.
 pub fn page(context: &Context) -> Result<Page, Failure> {
     let mut found = source::stats(&context.run_dir)?;
+    let mark = context.since_last.then(|| Mark::since(context, "stats", &mut found)).transpose()?;
     filter(context, &mut found.stats)?;
-    let text = if context.json {
+    let mut text = if context.json {
         json(&found.stats)?
     } else {
         render(&found.stats, context.paint, context.width, context.exact)
     };
+    if let Some(mark) = mark {
+        mark.keep()?;
+        text.push_str(if context.json { "" } else { &mark.note });
+    }
     Ok(Page { text, notes: found.notes, exit: found.exit })
 }
 

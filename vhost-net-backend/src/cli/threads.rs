@@ -93,6 +93,7 @@ mod tests {
             tenant: None,
             vm: None,
             exact: false,
+            since_last: false,
             paint: Paint(false),
             width: 120,
         };

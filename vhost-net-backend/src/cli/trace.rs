@@ -220,6 +220,7 @@ mod tests {
             tenant: None,
             vm: Some("web1".into()),
             exact: false,
+            since_last: false,
             paint: Paint(false),
             width: 80,
         };
@@ -281,6 +282,7 @@ Delivered to acme/web2.0.
             tenant: None,
             vm: vm.map(str::to_owned),
             exact: false,
+            since_last: false,
             paint: Paint(false),
             width: 80,
         };
@@ -322,6 +324,7 @@ Delivered to acme/web2.0.
             tenant: None,
             vm: None,
             exact: false,
+            since_last: false,
             paint: Paint(false),
             width: 80,
         };

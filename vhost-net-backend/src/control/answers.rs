@@ -75,6 +75,24 @@ pub fn stats(view: &View) -> api::Stats {
         unenforced: unenforced(view),
         totals: totals(&ports),
         ports,
+        interval_ms: None,
+    }
+}
+
+impl api::Stats {
+    /// What came after `before`, in that time, of the same run of the daemon. A port that was not there then began at zero.
+    #[must_use]
+    pub fn since(mut self, before: &Self, interval_ms: u64) -> Self {
+        let known: BTreeMap<_, _> =
+            before.ports.iter().map(|port| ((&port.port.name, port.port.generation), &port.counts)).collect();
+        for port in &mut self.ports {
+            if let Some(before) = known.get(&(&port.port.name, port.port.generation)) {
+                port.counts = std::mem::take(&mut port.counts).since(before);
+            }
+        }
+        self.totals = totals(&self.ports);
+        self.interval_ms = Some(interval_ms);
+        self
     }
 }
 
@@ -114,7 +132,7 @@ pub fn drops(stats: &api::Stats) -> api::Drops {
     };
     let mut drops: Vec<_> = by_reason.into_iter().map(one).collect();
     drops.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.reason.cmp(&b.reason)));
-    api::Drops { drops }
+    api::Drops { drops, interval_ms: stats.interval_ms }
 }
 
 /// `GET /v1/ports`.

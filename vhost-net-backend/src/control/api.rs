@@ -33,6 +33,9 @@ pub struct Stats {
     pub ports: Vec<PortStats>,
     /// The sum of all ports; no names.
     pub totals: Counts,
+    /// Of a difference (`--since-last`): what it is about, milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval_ms: Option<u64>,
 }
 
 /// Where the numbers come from.
@@ -214,6 +217,30 @@ impl Counts {
     }
 }
 
+impl Counts {
+    /// What came after `before`. What waits and what is under way (`held`, `balance`) is as it is now.
+    #[must_use]
+    pub fn since(mut self, before: &Self) -> Self {
+        let counters = [
+            (&mut self.received, before.received),
+            (&mut self.received_bytes, before.received_bytes),
+            (&mut self.delivered_vm, before.delivered_vm),
+            (&mut self.delivered_uplink, before.delivered_uplink),
+            (&mut self.consumed, before.consumed),
+            (&mut self.dropped, before.dropped),
+            (&mut self.emitted, before.emitted),
+            (&mut self.emitted_bytes, before.emitted_bytes),
+            (&mut self.refused, before.refused),
+        ];
+        counters.into_iter().for_each(|(now, then)| *now = now.saturating_sub(then));
+        for (reason, count) in &mut self.drops {
+            *count = count.saturating_sub(before.drops.get(reason).copied().unwrap_or(0));
+        }
+        self.drops.retain(|_, count| *count > 0);
+        self
+    }
+}
+
 /// `GET /v1/ports`: what each port is and who is connected.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Ports {
@@ -312,6 +339,9 @@ pub struct VmNic {
 pub struct Drops {
     /// Reasons that happened, the most frequent first.
     pub drops: Vec<Drop>,
+    /// Of a difference (`--since-last`): what it is about, milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval_ms: Option<u64>,
 }
 
 /// One reason of [`Drops`].

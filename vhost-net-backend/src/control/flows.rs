@@ -4,7 +4,7 @@ use super::api::{Flows, FlowsOf};
 use crate::daemon::View;
 
 /// `GET /v1/flows`.
-pub(super) fn flows(view: &View) -> Flows {
+pub(crate) fn flows(view: &View) -> Flows {
     let totals = view.flows.totals();
     let tenants = view.flows.tenants().into_iter();
     Flows {

@@ -28,6 +28,8 @@ mod threads;
 mod trace;
 
 pub use answers::{drops, stats, totals};
+pub(crate) use flows::flows;
 pub use server::{Api, ControlServer, serve, serve_changes};
 pub use socket::SOCKET;
+pub(crate) use threads::threads;
 pub use threads::threads_of;

@@ -7,7 +7,7 @@ use crate::counters::ThreadTally;
 use crate::daemon::View;
 
 /// `GET /v1/threads`.
-pub(super) fn threads(view: &View) -> Threads {
+pub(crate) fn threads(view: &View) -> Threads {
     let counters = &view.counters;
     let cpus = &view.topology.router.cpus;
     let of = |worker| (cpus.get(worker).copied(), counters.thread_tally(worker));

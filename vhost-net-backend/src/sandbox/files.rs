@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible as _, LandlockStatus,
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible as _, LandlockStatus, NetPort,
     PathBeneath, PathFd, RestrictionStatus, Ruleset, RulesetAttr as _, RulesetCreatedAttr as _,
     RulesetStatus, Scope,
 };
@@ -97,6 +97,9 @@ pub(super) fn confine(needs: &Needs<'_>) -> anyhow::Result<Confinement> {
         let (Ok(place), Ok(hold)) = (PathFd::new(&path), PathFd::new(&path)) else { continue };
         rules = rules.add_rule(PathBeneath::new(place, access))?;
         held.push(hold);
+    }
+    if let Some(port) = needs.metrics {
+        rules = rules.add_rule(NetPort::new(port, AccessNet::BindTcp))?;
     }
     let status = describe(&rules.restrict_self()?);
     Ok(Confinement { status, _places: held })

@@ -4,7 +4,7 @@
 //! Two steps, because two kinds of restriction reach the threads in two ways:
 //! 1. [`enter`], before the first thread: capabilities, limits, no new privileges and Landlock belong to a thread and
 //!    are inherited by those that it starts. From here on files are reachable below the run and state directories and in the few
-//!    places that the daemon reads, and no TCP at all. Of root's rights CAP_NET_ADMIN is left if there is a tap to look
+//!    places that the daemon reads, and no TCP but for a listener at the port of `metrics`. Of root's rights CAP_NET_ADMIN is left if there is a tap to look
 //!    after, CAP_DAC_OVERRIDE if VMMs make their own sockets, and otherwise none.
 //! 2. [`seal`], once all sockets and taps are there: the seccomp filter, put on all threads at once. From here on no
 //!    program can be started, no process looked into, no memory be made executable.
@@ -41,6 +41,8 @@ pub struct Needs<'a> {
     pub taps: bool,
     /// Whether it connects to sockets that VMMs made: they may belong to any user, which takes CAP_DAC_OVERRIDE.
     pub connects: bool,
+    /// The one TCP port that it listens at, if any.
+    pub metrics: Option<u16>,
     /// Groups that its sockets are given to, by name.
     pub groups: &'a [&'a str],
 }

@@ -208,7 +208,8 @@ const FCNTLS: [i32; 7] = [
     libc::F_ADD_SEALS,
     libc::F_GET_SEALS,
 ];
-/// Unix sockets to VMMs and clients; netlink to the keeper's kernel. No internet: the kernel routes what a tap gives it.
+/// Unix sockets to VMMs and clients; netlink to the keeper's kernel. No internet: the kernel routes what a tap gives it, and
+/// the listener for metrics is there before.
 const FAMILIES: [i32; 2] = [libc::AF_UNIX, libc::AF_NETLINK];
 /// Names of threads, and of the C library's heaps.
 const PRCTLS: [i32; 2] = [libc::PR_SET_NAME, libc::PR_SET_VMA];

@@ -33,6 +33,7 @@ fn attempt() {
         topology_file: Some(&topology_file),
         taps: false,
         connects: false,
+        metrics: None,
         groups: &[],
     };
     let confinement = enter(&needs).unwrap();
