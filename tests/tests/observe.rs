@@ -3,13 +3,14 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::process::{Command, Output};
-use std::time::Duration;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tests::daemon::binary;
-use tests::{Daemon, step};
+use tests::{Daemon, capture, skip, step};
 use vhost_net_backend::demo_guest::{DemoGuest, Host, Stack};
 
 const FILE: &str = r#"version = 1
@@ -56,6 +57,29 @@ impl Field {
         let mut command = Command::new(binary("packet-stats")?);
         command.arg("--run-dir").arg(self.daemon.run_dir()).args(arguments);
         Ok(command.env("XDG_STATE_HOME", self.daemon.run_dir()).output()?)
+    }
+
+    /// The same in the background.
+    fn listen(&self, arguments: &[&str]) -> Result<Child> {
+        let mut command = Command::new(binary("packet-stats")?);
+        command.arg("--run-dir").arg(self.daemon.run_dir()).args(arguments);
+        Ok(command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?)
+    }
+
+    /// Sends until it has seen enough; what it printed.
+    fn feed(&self, mut listener: Child) -> Result<String> {
+        let mut printed = listener.stdout.take().context("no output")?;
+        let reader = std::thread::spawn(move || {
+            let mut text = String::new();
+            printed.read_to_string(&mut text).map(|_| text)
+        });
+        let begun = Instant::now();
+        while listener.try_wait()?.is_none() {
+            ensure!(begun.elapsed() < Duration::from_secs(20), "it does not end");
+            traffic(self)?;
+        }
+        ensure!(listener.wait()?.success(), "the listener failed");
+        Ok(reader.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??)
     }
 
     fn text(&self, arguments: &[&str]) -> Result<String> {
@@ -207,4 +231,75 @@ fn since_last_shows_what_came_after_the_call_before() -> Result<()> {
         "flows have no such flag"
     );
     field.daemon.stop()
+}
+
+#[test]
+fn frames_that_pass_are_seen_with_their_fate() -> Result<()> {
+    if skip::unless("capture", &[skip::program("tshark")]) {
+        return Ok(());
+    }
+    let mut field = Field::new()?;
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("all.pcapng");
+    let name = file.to_str().context("no name")?;
+    step("a capture of one VM: what it sends and what it is sent");
+    field.feed(field.listen(&["capture", "--vm", "acme/db", "-n", "60", "-w", name])?)?;
+    // Of the echo service, so both ends are the same port.
+    let both = [
+        ("udp.port == 7 && ip.dst == 10.0.0.3", "tenant=acme vm=web nic=0 to=acme/db.0"),
+        ("udp.port == 7 && ip.src == 10.0.0.3", "tenant=acme vm=db nic=0 to=acme/web.0"),
+    ];
+    for (filter, comment) in both {
+        let all = capture::frames(&file, filter)?.len();
+        let commented =
+            capture::frames(&file, &format!("{filter} && frame.comment contains \"{comment}\""))?.len();
+        ensure!(all > 0 && all == commented, "{filter}: {commented} of {all} have {comment}");
+    }
+    ensure!(capture::frames(&file, "")?.len() == 60, "not 60 frames");
+    ensure!(
+        capture::frames(&file, "frame.comment contains \"drop=\" && ip.dst == 10.0.0.9")?.is_empty(),
+        "of another VM"
+    );
+    ensure!(capture::frames(&file, "_ws.malformed")?.is_empty(), "malformed");
+    let interfaces = interfaces(&file)?;
+    ensure!(interfaces == ["acme/db.0", "acme/web.0"], "{interfaces:?}");
+
+    step("only what was dropped, cut short");
+    field.feed(field.listen(&["capture", "--drops", "-n", "2", "--snaplen", "64", "-w", name])?)?;
+    let dropped = "ip.dst == 10.0.0.9 && frame.comment contains \"drop=host.unknown\" && frame.comment contains \"topology.toml:5:\"";
+    ensure!(capture::frames(&file, dropped)?.len() == 2, "not two drops");
+    ensure!(capture::frames(&file, "frame.cap_len <= 64 && frame.len > 64")?.len() == 2, "not cut");
+
+    step("a live trace");
+    let text = field.feed(field.listen(&["trace", "-n", "300", "--vm", "web"])?)?;
+    for wanted in [
+        "acme/web.0: 10.0.0.2 -> 10.0.0.9 icmp, ",
+        "  Dropped as host.unknown, by topology.toml:5:",
+        "  policy: of a connection that was let through",
+        "  Delivered to acme/db.0.",
+    ] {
+        ensure!(text.contains(wanted), "{wanted} is not in\n{text}");
+    }
+    let text = field.feed(field.listen(&["trace", "-n", "3", "--drops", "--json"])?)?;
+    ensure!(text.lines().count() == 3, "{text}");
+    for line in text.lines() {
+        let passed: Value = serde_json::from_str(line)?;
+        ensure!(passed["fate"]["outcome"] == "dropped" && passed["from"] == "acme/web.0", "{line}");
+    }
+
+    step("nobody of that name; and every frame is accounted for");
+    let refused = field.packet_stats(&["capture", "--vm", "nobody", "-n", "1"])?;
+    ensure!(refused.status.code() == Some(1), "{refused:?}");
+    field.daemon.conserved()?;
+    field.daemon.stop()
+}
+
+/// Names of a capture's interfaces, sorted.
+fn interfaces(file: &Path) -> Result<Vec<String>> {
+    let mut tshark = Command::new("tshark");
+    tshark.arg("-r").arg(file).args(["-T", "fields", "-e", "frame.interface_name"]);
+    let mut names: Vec<_> = tests::process::output(&mut tshark)?.lines().map(str::to_owned).collect();
+    names.sort();
+    names.dedup();
+    Ok(names)
 }

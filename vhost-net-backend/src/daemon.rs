@@ -136,7 +136,7 @@ impl Daemon {
             pending: None,
         };
         let applier = Arc::new(Applier::new(setup));
-        let control = control::serve_changes(board.clone(), Some(Arc::clone(&applier)))
+        let control = control::serve_changes(board.clone(), Some(Arc::clone(&applier)), Arc::clone(&workers))
             .context("cannot start the control socket")?;
         let metrics = door.map(|door| door.serve(board.clone())).transpose();
         let metrics = metrics.context("cannot start the thread that serves metrics")?;

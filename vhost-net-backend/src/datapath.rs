@@ -9,7 +9,8 @@
 //!    got: a crash in between may lose a burst and never delivers one twice.
 //!
 //! Frames from an uplink take the same way; their buffers are ours. What is for a guest service of the router's is answered
-//! beside it ([`service`]).
+//! beside it ([`service`]). Where somebody looks at the frames ([`crate::watch`]), phases 1 and 2 also keep what was decided,
+//! and the frame is copied for him before phase 3; else nothing of that is there.
 
 mod service;
 #[cfg(test)]
@@ -20,8 +21,8 @@ use std::time::Instant;
 
 use router::service::Desk;
 use router::{
-    Answer, DropReason, FlowTable, Headers, NoTrace, OffloadCaps, PortId, RuleId, Snapshot, Verdict,
-    VnetHeader, WorkerState, meter, reply,
+    Answer, DropReason, FlowTable, Headers, OffloadCaps, PortId, RuleId, Snapshot, Verdict, VnetHeader,
+    WorkerState, meter, reply,
 };
 
 use crate::counters::{Counter, Counters};
@@ -31,6 +32,7 @@ use crate::guest_memory::{GuestMemory, HostBuffer};
 use crate::port::PortTable;
 use crate::uplink::Tap;
 use crate::vring::{Approach, BURST, Burst, Frame, PortFault, TxRing};
+use crate::watch::{Feed, Nobody, Watch, Watcher};
 
 /// Receivers of one burst from which on they are approached together.
 const MANY: usize = 4;
@@ -53,6 +55,8 @@ pub struct Datapath {
     slow: Slow,
     /// Receivers that have frames of the last burst which they were not shown yet.
     unshown: Vec<Unshown>,
+    /// Somebody looks at the frames.
+    watch: Option<Box<Watch>>,
 }
 
 /// A receiver that has frames which it was not shown yet, and whose they are.
@@ -133,6 +137,7 @@ impl Datapath {
             message: Vec::new(),
             slow: Slow::default(),
             unshown: Vec::new(),
+            watch: None,
         }
     }
 
@@ -141,6 +146,7 @@ impl Datapath {
         self.state.adopt(&snapshot);
         self.groups.fit(snapshot.ids_end());
         self.taps.resize_with(snapshot.ids_end(), || None);
+        self.watch.iter_mut().for_each(|watch| watch.fit(&snapshot));
         (std::mem::replace(&mut self.snapshot, snapshot), std::mem::replace(&mut self.ports, ports))
     }
 
@@ -148,6 +154,12 @@ impl Datapath {
     #[must_use]
     pub fn snapshot(&self) -> &Snapshot {
         &self.snapshot
+    }
+
+    /// Somebody looks at the frames from now on.
+    pub fn watch(&mut self, feed: Feed) {
+        let watch = self.watch.get_or_insert_with(|| Box::new(Watch::new()));
+        watch.add(feed, &self.snapshot);
     }
 
     /// A guest's driver starts anew: the next one may use other link-local addresses.
@@ -189,8 +201,7 @@ impl Datapath {
         if burst.frames.is_empty() {
             return Ok(0);
         }
-        self.decide(*port, &burst, ring.header_len(), ring.sender(), now);
-        self.deliver(*port, &burst, ring.header_len(), Some(ring));
+        self.forward(*port, &burst, ring.header_len(), ring.sender(), now, Some(ring));
         ring.complete(&burst);
         self.publish();
         ring.judge(&burst, now)?;
@@ -217,8 +228,7 @@ impl Datapath {
             return Ok(0);
         }
         let sender = tap.caps();
-        self.decide(port, &burst, Tap::HEADER_LEN, sender, now);
-        self.deliver(port, &burst, Tap::HEADER_LEN, None);
+        self.forward(port, &burst, Tap::HEADER_LEN, sender, now, None);
         self.publish();
         Ok(burst.frames.len())
     }
@@ -237,6 +247,43 @@ impl Datapath {
         }
     }
 
+    /// Phases 1 and 2. That nobody looks costs one branch a burst.
+    #[inline]
+    fn forward(
+        &mut self,
+        ingress: PortId,
+        burst: &Burst<'_>,
+        header_len: u32,
+        sender: OffloadCaps,
+        now: Instant,
+        from: Option<&TxRing>,
+    ) {
+        if self.watch.is_some() {
+            return self.forward_watched(ingress, burst, header_len, sender, now, from);
+        }
+        self.decide(ingress, burst, header_len, sender, now, &mut Nobody::default());
+        self.deliver(ingress, burst, header_len, from, &mut Nobody::default());
+    }
+
+    /// The same while somebody looks.
+    #[cold]
+    #[inline(never)]
+    fn forward_watched(
+        &mut self,
+        ingress: PortId,
+        burst: &Burst<'_>,
+        header_len: u32,
+        sender: OffloadCaps,
+        now: Instant,
+        from: Option<&TxRing>,
+    ) {
+        let Some(mut watch) = self.watch.take() else { return };
+        self.decide(ingress, burst, header_len, sender, now, &mut *watch);
+        self.deliver(ingress, burst, header_len, from, &mut *watch);
+        let goes_on = watch.tell(&self.snapshot, ingress, burst, header_len);
+        self.watch = goes_on.then_some(watch);
+    }
+
     /// Phase 1: every frame gets its verdict; what needs no egress is settled here.
     fn decide(
         &mut self,
@@ -245,6 +292,7 @@ impl Datapath {
         header_len: u32,
         sender: OffloadCaps,
         now: Instant,
+        watch: &mut impl Watcher,
     ) {
         let counters = self.counters.block(self.worker, ingress);
         // First, so that nobody who reads ever sees more outcomes than frames.
@@ -262,13 +310,18 @@ impl Datapath {
                 continue;
             }
             let verdict = if peeked >> i & 1 == 0 {
+                // What is in `head` is of another frame.
+                let _ = watch.begins(i, &Headers::EMPTY);
                 Verdict::Drop(DropReason::ChainMalformed, RuleId::BUILT_IN)
             } else if !sender.allow(head.vnet) {
+                let _ = watch.begins(i, head);
                 Verdict::Drop(DropReason::VnetMalformed, RuleId::BUILT_IN)
             } else {
                 bytes += u64::from(head.frame_len);
-                router::forward(&self.snapshot, &mut self.state, now, ingress, head, &mut NoTrace)
+                let trace = watch.begins(i, head);
+                router::forward(&self.snapshot, &mut self.state, now, ingress, head, trace)
             };
+            watch.decided(i, verdict);
             match verdict {
                 Verdict::Deliver(egress) | Verdict::Uplink(egress) => self.groups.push(i, egress),
                 Verdict::Answer(Answer::InPlace) => {
@@ -303,7 +356,14 @@ impl Datapath {
     }
 
     /// Phase 2: each egress gets its frames, in the order they came.
-    fn deliver(&mut self, ingress: PortId, burst: &Burst<'_>, header_len: u32, from: Option<&TxRing>) {
+    fn deliver(
+        &mut self,
+        ingress: PortId,
+        burst: &Burst<'_>,
+        header_len: u32,
+        from: Option<&TxRing>,
+        watch: &mut impl Watcher,
+    ) {
         self.approach();
         while let Some((egress, frames)) = self.groups.pop() {
             let port = self.ports.get(egress.index());
@@ -312,24 +372,29 @@ impl Datapath {
             let theirs = counters.block(*worker, egress);
             let mut sum = Sum::default();
             // The answer to a frame that was consumed is no outcome of it: that is settled.
-            let dropped = |reason| (egress != ingress).then(|| ours.dropped(reason));
+            let mut dropped = |i, reason| {
+                if egress != ingress {
+                    ours.dropped(reason);
+                    watch.lost(i, reason);
+                }
+            };
             let each = frames.iter().filter_map(|i| Some((i, burst.frames.get(i)?, heads.get(i)?)));
             let delivered = if let Some(tap) = self.taps.get_mut(egress.index()).and_then(Option::as_mut) {
                 each.for_each(|(i, f, head)| {
                     from.inspect(|ring| ring.leaving(i));
-                    sum.add(send(tap, burst, f, header_len, head, slow), dropped);
+                    sum.add(send(tap, burst, f, header_len, head, slow), |reason| dropped(i, reason));
                 });
                 Counter::DeliveredUplink
             } else if let Some(mut rx) = port.and_then(|p| p.lock_rx(*worker)) {
-                each.for_each(|(_, f, head)| {
-                    sum.add(send(&mut rx, burst, f, header_len, head, slow), dropped)
+                each.for_each(|(i, f, head)| {
+                    sum.add(send(&mut rx, burst, f, header_len, head, slow), |reason| dropped(i, reason));
                 });
                 unshown.push(Unshown { egress, ingress });
                 Counter::DeliveredVm
             } else {
                 let uplink = port.is_some_and(|p| p.is_uplink);
                 let reason = if uplink { DropReason::UplinkDown } else { DropReason::RxNotConnected };
-                each.for_each(|_| sum.add(Sent::refused(reason), dropped));
+                each.for_each(|(i, ..)| sum.add(Sent::refused(reason), |reason| dropped(i, reason)));
                 Counter::DeliveredVm
             };
             theirs.add(Counter::Emitted, sum.frames);

@@ -39,4 +39,5 @@ mod tested;
 pub mod uplink;
 pub mod vhost_user;
 pub mod vring;
+pub mod watch;
 pub mod worker;

@@ -36,6 +36,7 @@ use crate::health::Health;
 use crate::port::PortTable;
 use crate::uplink::{Tap, UplinkEvent, keeper};
 use crate::vring::{PortFault, RingLog};
+use crate::watch::Feed;
 use round::Round;
 use source::{Source, Sources};
 use turns::Turns;
@@ -108,6 +109,8 @@ pub enum Command {
         /// This worker's queue of it.
         tap: Option<Tap>,
     },
+    /// Somebody looks at the frames from now on, until he goes.
+    Watch(Box<Feed>),
     /// Nothing: the answer says that the running burst is over.
     Sync(Sender<()>),
     /// A new configuration. A port that stays has the same id in it and the same entry in the table.
@@ -382,6 +385,7 @@ impl Worker {
                 }
                 let _ = reply.send(());
             }
+            Command::Watch(feed) => self.datapath.watch(*feed),
             Command::Sync(reply) => drop(reply.send(())),
             Command::Uplink { port, tap } => self.set_uplink(port, tap),
             Command::Configure { snapshot, ports, reply } => {

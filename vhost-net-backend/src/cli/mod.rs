@@ -5,6 +5,7 @@
 //! [`Page`] or a [`Failure`]; printing is done in one place.
 
 pub mod attach;
+pub mod capture;
 pub mod change;
 pub mod check;
 pub mod demo;

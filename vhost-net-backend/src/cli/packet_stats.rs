@@ -10,8 +10,8 @@ use super::paint::Paint;
 use crate::control::api::Threads;
 
 use super::{
-    Exit, Failure, Page, drops, exit, explain, flows, offloads, routes, run_dir, stats, text, threads, trace,
-    vm,
+    Exit, Failure, Page, capture, drops, exit, explain, flows, offloads, routes, run_dir, stats, text,
+    threads, trace, vm,
 };
 
 const EXAMPLES: &str = "\
@@ -96,8 +96,10 @@ enum Command {
     Flows,
     /// What the workers do with their time: busy share, cycles per frame, frames per burst, sleeps
     Threads,
-    /// What would become of a packet: every decision, with the line of the file that it follows from
+    /// The way of packets, decision by decision, with the lines of the file: of one that you name (--to), or of those that pass (-n)
     Trace(trace::Args),
+    /// Frames as they pass, in pcapng: packet-stats capture | wireshark -k -i -
+    Capture(capture::Args),
     /// What a drop reason means and what to do about it (needs no daemon)
     Explain {
         /// A reason as `packet-stats drops` prints it; none: list all
@@ -197,6 +199,7 @@ fn answer(cli: &Cli, last: &mut Option<Threads>) -> Result<Page, Failure> {
         Some(Command::Flows) => flows::page(&context),
         Some(Command::Threads) => threads::page(&context, last),
         Some(Command::Trace(args)) => trace::page(&context, args),
+        Some(Command::Capture(args)) => capture::page(&context, args),
         Some(Command::Explain { reason }) => explain::page(reason.as_deref(), json, context.width),
     }
 }

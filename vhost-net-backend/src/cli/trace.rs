@@ -1,5 +1,8 @@
-//! `packet-stats trace --vm V --to ADDRESS:PORT/tcp`: what would become of a packet, decision by decision.
+//! `packet-stats trace`: the way of a packet, decision by decision. With `--to` of one that nobody sent: what would become of it?
+//! With `-n` of those that pass.
 
+use std::borrow::Cow;
+use std::io::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
@@ -8,16 +11,16 @@ use super::paint::Tone;
 use super::table::{Cell, Table};
 use super::text::safe;
 use super::vm::{find_vms, legal_name};
-use super::{Exit, Failure, Page, explain};
-use crate::control::api::{Fate, Outcome, Trace, Traced};
+use super::{Exit, Failure, Page, capture, explain};
+use crate::control::api::{Fate, LiveTrace, Outcome, Trace, Traced};
 use crate::control::client;
 
 /// Arguments of `trace`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Where the packet goes: ADDRESS:PORT/tcp, ADDRESS:PORT/udp or ADDRESS/icmp; [ADDRESS]:PORT/tcp in IPv6
-    #[arg(long, value_parser = to)]
-    to: To,
+    #[arg(long, value_parser = to, required_unless_present = "n", conflicts_with = "n")]
+    to: Option<To>,
     /// Where it comes from: PORT, ADDRESS or ADDRESS:PORT [default: the NIC's first address, port 49152]
     #[arg(long, value_parser = from)]
     from: Option<From>,
@@ -27,6 +30,12 @@ pub struct Args {
     /// It comes from outside by this uplink, instead of from a VM
     #[arg(long, conflicts_with = "nic")]
     uplink: Option<String>,
+    /// So many packets that pass
+    #[arg(short, value_name = "PACKETS", conflicts_with_all = ["from", "nic", "uplink"])]
+    n: Option<u64>,
+    /// Of those only the ones that are dropped
+    #[arg(long, requires = "n")]
+    drops: bool,
 }
 
 /// Where a packet goes.
@@ -49,8 +58,8 @@ struct From {
 /// # Errors
 /// When the daemon is not running or has no such VM.
 pub fn page(context: &Context, args: &Args) -> Result<Page, Failure> {
+    let Some(To { address, port, protocol }) = args.to else { return live(context, args) };
     let From { address: source, port: source_port } = args.from.unwrap_or_default();
-    let To { address, port, protocol } = args.to;
     let given = [
         ("port", port.map(|port| port.to_string())),
         ("source", source.map(|source| source.to_string())),
@@ -64,6 +73,65 @@ pub fn page(context: &Context, args: &Args) -> Result<Page, Failure> {
     let text = if context.json { json(&found)? } else { render(context, &found) };
     let exit = if found.fate.outcome == Outcome::Dropped { Exit::Failed } else { Exit::Ok };
     Ok(Page { text, exit, ..Page::default() })
+}
+
+/// Prints packets that pass, as they come.
+fn live(context: &Context, args: &Args) -> Result<Page, Failure> {
+    let filters = capture::filters(context, args.drops)?;
+    let resource = format!("/v1/trace/live?{filters}&n={}", args.n.unwrap_or(1));
+    let (mut line, mut shown) = (Vec::new(), Ok(()));
+    client::stream(&context.run_dir, &resource, |bytes| {
+        for byte in bytes {
+            if *byte != b'\n' {
+                line.push(*byte);
+                continue;
+            }
+            shown = show(context, &line);
+            line.clear();
+            if shown.is_err() {
+                return false;
+            }
+        }
+        true
+    })?;
+    match shown {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::failed(format!("cannot show packets: {error}")))
+        }
+        _ => Ok(Page::default()),
+    }
+}
+
+fn show(context: &Context, line: &[u8]) -> io::Result<()> {
+    let passed: LiveTrace = serde_json::from_slice(line).map_err(io::Error::other)?;
+    let text = match context.json {
+        true => serde_json::to_string(&passed).map_err(io::Error::other)? + "\n",
+        false => render_live(context, &passed),
+    };
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+/// One packet that passed: a line for it, one for each decision, and the end.
+fn render_live(context: &Context, passed: &LiveTrace) -> String {
+    let (seconds, micros) = (passed.at_us / 1_000_000 % 86_400, passed.at_us % 1_000_000);
+    let time = format!("{:02}:{:02}:{:02}.{micros:06}", seconds / 3600, seconds / 60 % 60, seconds % 60);
+    let (from, packet, file) = (safe(&passed.from), safe(&passed.packet), short(&passed.file));
+    let mut out = String::new();
+    if passed.missed > 0 {
+        out.push_str(&format!("({} missed)\n", count(passed.missed)));
+    }
+    out.push_str(&format!("{time} {from}: {packet}, {} bytes\n", passed.bytes));
+    for step in &passed.steps {
+        let at = place(&file, step.line, step.column).map_or(String::new(), |at| format!(" ({at})"));
+        out.push_str(&format!("  {}: {}{at}\n", safe(&step.step), safe(&step.text)));
+    }
+    out + "  " + &end(context, &passed.fate, &file) + "\n"
+}
+
+fn count(packets: u64) -> String {
+    super::text::count(usize::try_from(packets).unwrap_or(usize::MAX), "packet")
 }
 
 /// The name of the port that it comes from.
@@ -87,7 +155,7 @@ fn sender(context: &Context, args: &Args) -> Result<String, Failure> {
 #[must_use]
 pub fn render(context: &Context, trace: &Trace) -> String {
     let full = steps(trace, &trace.file);
-    let short = Path::new(&trace.file).file_name().unwrap_or_default().to_string_lossy();
+    let short = short(&trace.file);
     let (steps, file) =
         if full.width(2) <= context.width { (full, &*trace.file) } else { (steps(trace, &short), &*short) };
     let mut out = format!("{}\n\n", packet(&trace.packet));
@@ -95,6 +163,11 @@ pub fn render(context: &Context, trace: &Trace) -> String {
     out.push('\n');
     out.push_str(&fate(context, &trace.fate, file));
     out
+}
+
+/// A file's name without its folders.
+fn short(file: &str) -> Cow<'_, str> {
+    Path::new(file).file_name().unwrap_or_default().to_string_lossy()
 }
 
 fn steps(trace: &Trace, file: &str) -> Table {
@@ -129,7 +202,8 @@ pub fn packet(packet: &Traced) -> String {
     )
 }
 
-fn fate(context: &Context, fate: &Fate, file: &str) -> String {
+/// What became of it, in a line.
+fn end(context: &Context, fate: &Fate, file: &str) -> String {
     let to = fate.to.as_deref().map(safe).unwrap_or_default();
     let (text, tone) = match fate.outcome {
         Outcome::Delivered => (format!("Delivered to {to}."), Tone::Good),
@@ -141,7 +215,12 @@ fn fate(context: &Context, fate: &Fate, file: &str) -> String {
             (format!("Dropped as {}{by}.", safe(fate.reason.as_deref().unwrap_or("?"))), Tone::Bad)
         }
     };
-    let mut out = context.paint.paint(&text, tone) + "\n";
+    context.paint.paint(&text, tone)
+}
+
+/// The same, with what it means and what to do about it.
+fn fate(context: &Context, fate: &Fate, file: &str) -> String {
+    let mut out = end(context, fate, file) + "\n";
     let known = fate.reason.as_deref().and_then(|reason| explain::find(reason).ok());
     // The reason's name was said.
     let about = known.map(|reason| explain::text(reason, context.width)).unwrap_or_default();
@@ -183,7 +262,7 @@ mod tests {
 
     fn args(to_text: &str, from_text: Option<&str>) -> Args {
         let from = from_text.map(|text| from(text).unwrap());
-        Args { to: to(to_text).unwrap(), from, nic: 0, uplink: None }
+        Args { to: Some(to(to_text).unwrap()), from, nic: 0, uplink: None, n: None, drops: false }
     }
 
     #[test]
@@ -330,6 +409,21 @@ Delivered to acme/web2.0.
         };
         for outcome in [Outcome::Dropped, Outcome::Delivered, Outcome::Uplink] {
             let fate = Fate { outcome, ..trace.fate.clone() };
+            let live = LiveTrace {
+                at_us: 1,
+                from: trace.file.clone(),
+                packet: trace.file.clone(),
+                bytes: 60,
+                file: trace.file.clone(),
+                steps: trace.steps.clone(),
+                fate: fate.clone(),
+                missed: 3,
+            };
+            let text = render_live(&context, &live);
+            assert!(
+                !text.contains('\x1b') && text.starts_with("(3 packets missed)\n00:00:00.000001 "),
+                "{text}"
+            );
             assert!(!render(&context, &Trace { fate, ..trace.clone() }).contains('\x1b'));
         }
     }

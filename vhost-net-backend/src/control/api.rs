@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::counters::{Counter, Identity, Tally, ThreadTally};
 use crate::port::{Peer, RingStatus};
 
-pub use trace::{Decision, Fate, Outcome, Trace, Traced};
+pub use trace::{Decision, Fate, LiveTrace, Outcome, Trace, Traced};
 
 /// `GET /v1/stats`: where every frame went.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

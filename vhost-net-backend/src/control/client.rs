@@ -102,15 +102,55 @@ fn exchange<T: DeserializeOwned>(
     if status.is_success() {
         return serde_json::from_slice(&body).map_err(|error| failed(error.to_string()));
     }
-    let error = serde_json::from_slice::<api::Problem>(&body).map(|problem| problem.error);
+    Err(refusal(&path, status, &body))
+}
+
+/// What an answer means that is not a good one.
+fn refusal(path: &Path, status: StatusCode, body: &[u8]) -> ClientError {
+    let error = serde_json::from_slice::<api::Problem>(body).map(|problem| problem.error);
     match (status, error) {
-        (StatusCode::NOT_FOUND, Ok(error)) => Err(ClientError::NoSuch(error)),
+        (StatusCode::NOT_FOUND, Ok(error)) => ClientError::NoSuch(error),
         (StatusCode::FORBIDDEN | StatusCode::CONFLICT | StatusCode::SERVICE_UNAVAILABLE, Ok(error)) => {
-            Err(ClientError::Refused(error))
+            ClientError::Refused(error)
         }
-        (StatusCode::UNPROCESSABLE_ENTITY, Ok(error)) => Err(ClientError::Wrong(error)),
-        (status, error) => Err(failed(format!("{status} {}", error.unwrap_or_default()))),
+        (StatusCode::UNPROCESSABLE_ENTITY, Ok(error)) => ClientError::Wrong(error),
+        (status, error) => {
+            let why = format!("{status} {}", error.unwrap_or_default());
+            ClientError::Answer { path: path.to_owned(), why }
+        }
     }
+}
+
+/// Hands over, piece by piece, what the daemon answers to `GET resource` until it ends, or until `each` says so (`false`).
+///
+/// # Errors
+/// [`ClientError`] says why there is no answer, or no end of it.
+pub fn stream(
+    run_dir: &Path,
+    resource: &str,
+    mut each: impl FnMut(&[u8]) -> bool,
+) -> Result<(), ClientError> {
+    let path = run_dir.join(SOCKET);
+    let failed = |why: String| ClientError::Answer { path: path.clone(), why };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| failed(error.to_string()))?;
+    runtime.block_on(async {
+        let asked = tokio::time::timeout(ANSWER_TIME, send(&path, Method::GET, resource, Bytes::new())).await;
+        let response = asked.map_err(|_| ClientError::Silent(path.clone()))??;
+        let (status, mut body) = (response.status(), response.into_body());
+        if !status.is_success() {
+            let whole = Limited::new(body, ANSWER_BYTES).collect().await;
+            let whole = whole.map_err(|error| failed(error.to_string()))?.to_bytes();
+            return Err(refusal(&path, status, &whole));
+        }
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| failed(error.to_string()))?;
+            if frame.data_ref().is_some_and(|data| !each(data)) {
+                break;
+            }
+        }
+        Ok(())
+    })
 }
 
 async fn ask(
@@ -120,6 +160,19 @@ async fn ask(
     body: Bytes,
 ) -> Result<(StatusCode, Bytes), ClientError> {
     let failed = |why: String| ClientError::Answer { path: path.to_owned(), why };
+    let response = send(path, method, resource, body).await?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), ANSWER_BYTES).collect().await;
+    Ok((status, body.map_err(|error| failed(error.to_string()))?.to_bytes()))
+}
+
+async fn send(
+    path: &Path,
+    method: Method,
+    resource: &str,
+    body: Bytes,
+) -> Result<hyper::Response<hyper::body::Incoming>, ClientError> {
+    let failed = |why: String| ClientError::Answer { path: path.to_owned(), why };
     let stream = UnixStream::connect(path).await.map_err(|error| not_connected(path, &error))?;
     let shaken = http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = shaken.map_err(|error| failed(error.to_string()))?;
@@ -128,10 +181,7 @@ async fn ask(
     let request = request.body(Full::new(body));
     let request = request.map_err(|error| failed(error.to_string()))?;
     // The daemon may die, or hang up on one client too many, at any time.
-    let response = sender.send_request(request).await.map_err(|_| ClientError::Silent(path.to_owned()))?;
-    let status = response.status();
-    let body = Limited::new(response.into_body(), ANSWER_BYTES).collect().await;
-    Ok((status, body.map_err(|error| failed(error.to_string()))?.to_bytes()))
+    sender.send_request(request).await.map_err(|_| ClientError::Silent(path.to_owned()))
 }
 
 fn not_connected(path: &Path, error: &io::Error) -> ClientError {

@@ -26,6 +26,7 @@ mod server;
 mod socket;
 mod threads;
 mod trace;
+mod watch;
 
 pub use answers::{drops, stats, totals};
 pub(crate) use flows::flows;

@@ -22,8 +22,10 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::deadline::Deadline;
-use super::{answers, api, changes, flows, link, offloads, routes, socket, threads, trace};
+use super::watch::Watching;
+use super::{answers, api, changes, flows, link, offloads, routes, socket, threads, trace, watch};
 use crate::daemon::{Applier, Board, View};
+use crate::worker::WorkerHandle;
 
 /// Clients served at once; more wait in the listen queue.
 const CLIENTS: usize = 256;
@@ -51,24 +53,29 @@ pub struct ControlServer {
 /// # Errors
 /// When the socket or the thread cannot be made, or when another daemon answers there.
 pub fn serve(board: Board) -> io::Result<ControlServer> {
-    serve_changes(board, None)
+    serve_changes(board, None, Vec::new().into())
 }
 
-/// The same, and changes what runs by `applier`.
+/// The same, and changes what runs by `applier`; frames that pass these workers can be looked at.
 ///
 /// # Errors
 /// As [`serve`].
-pub fn serve_changes(board: Board, applier: Option<Arc<Applier>>) -> io::Result<ControlServer> {
+pub fn serve_changes(
+    board: Board,
+    applier: Option<Arc<Applier>>,
+    workers: Arc<[WorkerHandle]>,
+) -> io::Result<ControlServer> {
     let (listener, path) = socket::bind(&board.view().run_dir)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (stop, stopped) = oneshot::channel();
+    let served = Served { board, applier, watching: Watching::new(workers) };
     let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
         if let Err(error) = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE) {
             tracing::debug!(%error, "the control thread keeps its priority");
         }
         runtime.block_on(async {
             tokio::select! {
-                () = accept(listener, Api(application(Served { board, applier }))) => {}
+                () = accept(listener, Api(application(served))) => {}
                 _ = stopped => {}
             }
         });
@@ -132,7 +139,8 @@ impl Api {
     /// About that daemon.
     #[must_use]
     pub fn new(board: Board) -> Self {
-        Self(application(Served { board, applier: None }))
+        let watching = Watching::new(Vec::new().into());
+        Self(application(Served { board, applier: None, watching }))
     }
 
     /// Answers one client, of user `uid`, until it goes or is too slow. Wants a runtime with timers.
@@ -166,6 +174,7 @@ pub(super) struct Caller {
 struct Served {
     board: Board,
     applier: Option<Arc<Applier>>,
+    watching: Watching,
 }
 
 fn application(served: Served) -> Router {
@@ -179,6 +188,8 @@ fn application(served: Served) -> Router {
         .route("/v1/routes/{tenant}", get(show_routes))
         .route("/v1/offloads", get(show_offloads))
         .route("/v1/trace", get(trace::what_if))
+        .route("/v1/trace/live", get(watch::live))
+        .route("/v1/capture", get(watch::capture))
         .route("/v1/vm/{tenant}/{vm}", get(show_vm))
         .route("/v1/link/{tenant}/{vm}/{nic}", put(link::set))
         .route("/v1/plan", put(changes::plan).layer(large()))
@@ -203,6 +214,18 @@ impl FromRef<Served> for Arc<View> {
     }
 }
 
+impl FromRef<Served> for Board {
+    fn from_ref(served: &Served) -> Self {
+        served.board.clone()
+    }
+}
+
+impl FromRef<Served> for Watching {
+    fn from_ref(served: &Served) -> Self {
+        served.watching.clone()
+    }
+}
+
 impl FromRef<Served> for Option<Arc<Applier>> {
     fn from_ref(served: &Served) -> Self {
         served.applier.clone()
@@ -218,7 +241,7 @@ async fn only_owners_write(Extension(caller): Extension<Caller>, request: Reques
     }
 }
 
-fn may_write(caller: u32, daemon: u32) -> bool {
+pub(super) fn may_write(caller: u32, daemon: u32) -> bool {
     caller == 0 || caller == daemon
 }
 

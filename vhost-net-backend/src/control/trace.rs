@@ -3,7 +3,7 @@
 //! The running snapshot is asked through the same function that forwards ([`router::what_if`]); what it does not know, whether
 //! the receiver is there, is added here.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use axum::Json;
@@ -64,7 +64,8 @@ fn answer(view: &View, question: &Question, asked: &Asked) -> api::Trace {
         TestPacket::Udp(port) => ("udp", Some(port)),
         TestPacket::Icmp => ("icmp", None),
     };
-    let way = Way { snapshot: &view.snapshot, ingress: question.ingress, destination: question.destination };
+    let destination = Some(question.destination);
+    let way = Way { snapshot: &view.snapshot, ingress: question.ingress, destination };
     let mut fate = way.fate(asked.verdict);
     if let Some(missing) = missing(view, asked.verdict) {
         fate = way.fate(Verdict::Drop(missing, RuleId::BUILT_IN));
@@ -95,11 +96,57 @@ fn missing(view: &View, verdict: Verdict) -> Option<DropReason> {
     }
 }
 
+/// The packet in a frame that may be anything: `10.1.0.11:49152 -> 10.1.1.11:5432 tcp`. Nothing that a guest can choose but
+/// numbers is in it.
+pub(super) fn packet_text(frame: &[u8]) -> String {
+    use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
+    let Ok(packet) = LaxSlicedPacket::from_ethernet(frame) else { return "no Ethernet header".to_owned() };
+    let ends = destination_of(&packet).zip(source_of(&packet));
+    let Some((destination, source)) = ends else {
+        return match &packet.net {
+            Some(LaxNetSlice::Arp(_)) => "arp".to_owned(),
+            _ => match frame.get(12..14) {
+                Some([high, low]) => format!("ethertype 0x{high:02x}{low:02x}"),
+                _ => "no ethertype".to_owned(),
+            },
+        };
+    };
+    let both = |from: u16, to: u16, name: &str| {
+        format!("{} -> {} {name}", SocketAddr::new(source, from), SocketAddr::new(destination, to))
+    };
+    match &packet.transport {
+        Some(TransportSlice::Tcp(tcp)) => both(tcp.source_port(), tcp.destination_port(), "tcp"),
+        Some(TransportSlice::Udp(udp)) => both(udp.source_port(), udp.destination_port(), "udp"),
+        Some(TransportSlice::Icmpv4(_) | TransportSlice::Icmpv6(_)) => {
+            format!("{source} -> {destination} icmp")
+        }
+        Some(TransportSlice::Igmp(_)) | None => format!("{source} -> {destination}"),
+    }
+}
+
+/// Where the packet in a frame goes.
+pub(super) fn destination_of(packet: &etherparse::LaxSlicedPacket<'_>) -> Option<IpAddr> {
+    match packet.net.as_ref()? {
+        etherparse::LaxNetSlice::Ipv4(v4) => Some(v4.header().destination_addr().into()),
+        etherparse::LaxNetSlice::Ipv6(v6) => Some(v6.header().destination_addr().into()),
+        etherparse::LaxNetSlice::Arp(_) => None,
+    }
+}
+
+fn source_of(packet: &etherparse::LaxSlicedPacket<'_>) -> Option<IpAddr> {
+    match packet.net.as_ref()? {
+        etherparse::LaxNetSlice::Ipv4(v4) => Some(v4.header().source_addr().into()),
+        etherparse::LaxNetSlice::Ipv6(v6) => Some(v6.header().source_addr().into()),
+        etherparse::LaxNetSlice::Arp(_) => None,
+    }
+}
+
 /// A packet's way, in words.
 pub(super) struct Way<'s> {
     pub(super) snapshot: &'s Snapshot,
     pub(super) ingress: PortId,
-    pub(super) destination: IpAddr,
+    /// Where it goes; of a frame that was looked at, its bytes say that.
+    pub(super) destination: Option<IpAddr>,
 }
 
 impl Way<'_> {
@@ -115,7 +162,7 @@ impl Way<'_> {
             Step::Own => ("own", "for the router itself".to_owned(), built_in),
             Step::Route(tenant, rule) => {
                 let table = self.snapshot.vrf(*tenant).map_or("", |vrf| vrf.tenant.as_str());
-                let route = self.snapshot.route(*tenant, self.destination);
+                let route = self.destination.and_then(|address| self.snapshot.route(*tenant, address));
                 let route = route.map_or(String::new(), |route| match route.next_hop {
                     Some(next) => format!(": {} by {next}", route.to),
                     None => format!(": {} leads nowhere", route.to),

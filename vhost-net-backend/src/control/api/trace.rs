@@ -35,6 +35,27 @@ pub struct Traced {
     pub protocol: String,
 }
 
+/// One line of `GET /v1/trace/live?tenant=T&vm=V&drops=true&n=N`: a frame that passed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LiveTrace {
+    /// When, microseconds since 1970.
+    pub at_us: u64,
+    /// The port where it came in.
+    pub from: String,
+    /// The packet in it: `10.1.0.11:49152 -> 10.1.1.11:5432 tcp`, `arp`, `ethertype 0x8100`.
+    pub packet: String,
+    /// Bytes of the frame.
+    pub bytes: u32,
+    /// The topology file that lines and columns are of.
+    pub file: String,
+    /// Every decision, in order.
+    pub steps: Vec<Decision>,
+    /// What became of it.
+    pub fate: Fate,
+    /// Frames that were lost before it, because they came faster than they were taken.
+    pub missed: u64,
+}
+
 /// One decision.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decision {

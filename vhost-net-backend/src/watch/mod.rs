@@ -1,0 +1,23 @@
+//! Looking at frames as they pass: captures and live traces.
+//!
+//! # Theory of operation
+//! A [`Listener`] says what it wants ([`Wish`]) and gives each worker one end of a queue ([`Feed`]), by a command. A worker
+//! that has a feed takes another way through the same code: `Datapath` is generic over a [`Watcher`], and with [`Nobody`]
+//! everything about watching compiles away. So what it costs that nobody looks is one branch a burst.
+//!
+//! With a [`Watch`], the headers of each frame are kept as they came, with every decision and the end of it. When the
+//! burst was delivered, and before the sender gets its buffers back, what a feed wants is copied into its queue. A queue is
+//! bounded, in frames and in bytes: what finds no place is not copied, and counted as missed. Nobody is ever woken up or
+//! waited for; the listener looks by itself.
+//!
+//! A frame is seen once, as it came in at its port. What the router says by itself (ARP replies, ICMP errors) is not seen.
+
+mod feed;
+pub mod pcapng;
+mod seen;
+mod watcher;
+
+pub(crate) use feed::listen;
+pub use feed::{Feed, LISTENERS, Listener, Wish};
+pub use seen::Seen;
+pub(crate) use watcher::{Nobody, Watch, Watcher};
