@@ -75,7 +75,7 @@ impl Field {
         });
         let begun = Instant::now();
         while listener.try_wait()?.is_none() {
-            ensure!(begun.elapsed() < Duration::from_secs(20), "it does not end");
+            ensure!(begun.elapsed() < Duration::from_secs(60), "it does not end");
             traffic(self)?;
         }
         ensure!(listener.wait()?.success(), "the listener failed");

@@ -33,6 +33,7 @@ pub mod stats;
 pub mod table;
 pub mod text;
 pub mod threads;
+pub mod top;
 pub mod trace;
 pub mod vm;
 pub mod vmrouter;

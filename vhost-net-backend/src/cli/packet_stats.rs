@@ -11,7 +11,7 @@ use crate::control::api::Threads;
 
 use super::{
     Exit, Failure, Page, capture, drops, exit, explain, flows, offloads, routes, run_dir, stats, text,
-    threads, trace, vm,
+    threads, top, trace, vm,
 };
 
 const EXAMPLES: &str = "\
@@ -22,6 +22,7 @@ and BAL is what is missing from that: 0 when nothing moves, a few frames while a
 Examples:
   packet-stats                             all NICs
   packet-stats --tenant acme --watch       the NICs of one tenant, every 2 seconds
+  packet-stats top                         who sends how much now
   packet-stats drops                       why frames were not delivered
   packet-stats drops --since-last          the same since you asked the last time
   packet-stats explain rx.ring_full        what that means and what to do about it
@@ -100,6 +101,8 @@ enum Command {
     Trace(trace::Args),
     /// Frames as they pass, in pcapng: packet-stats capture | wireshark -k -i -
     Capture(capture::Args),
+    /// Who sends how much now, what is dropped, how busy the workers are; q quits
+    Top,
     /// What a drop reason means and what to do about it (needs no daemon)
     Explain {
         /// A reason as `packet-stats drops` prints it; none: list all
@@ -152,7 +155,9 @@ pub fn is_vm(wanted: &str, tenant: Option<&str>, vm: Option<&str>) -> bool {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let mut last = None;
-    let Some(pause) = cli.common.watch else {
+    // It has an interval of its own.
+    let watch = cli.common.watch.filter(|_| !matches!(cli.command, Some(Command::Top)));
+    let Some(pause) = watch else {
         return exit::print("packet-stats", answer(&cli, &mut last)).into();
     };
     loop {
@@ -200,6 +205,7 @@ fn answer(cli: &Cli, last: &mut Option<Threads>) -> Result<Page, Failure> {
         Some(Command::Threads) => threads::page(&context, last),
         Some(Command::Trace(args)) => trace::page(&context, args),
         Some(Command::Capture(args)) => capture::page(&context, args),
+        Some(Command::Top) => top::page(&context, cli.common.watch.unwrap_or(top::PAUSE)),
         Some(Command::Explain { reason }) => explain::page(reason.as_deref(), json, context.width),
     }
 }

@@ -215,3 +215,42 @@ impl Way<'_> {
         self.snapshot.port(port).map_or_else(|| "a port that is gone".to_owned(), |port| port.name.clone())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use etherparse::PacketBuilder;
+
+    use super::*;
+
+    #[test]
+    fn packets_of_any_kind_are_told_by_their_numbers() {
+        let ethernet = || PacketBuilder::ethernet2([2; 6], [4; 6]);
+        let (v4, v6) = ([10, 0, 0, 2], [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        let mut frames = [const { Vec::new() }; 3];
+        ethernet().ipv4(v4, [10, 0, 0, 3], 64).udp(7, 9).write(&mut frames[0], b"x\x1b[2J").unwrap();
+        ethernet().ipv6(v6, v6, 64).tcp(1, 2, 3, 4).write(&mut frames[1], &[]).unwrap();
+        ethernet().ipv4(v4, v4, 64).icmpv4_echo_request(1, 2).write(&mut frames[2], &[]).unwrap();
+        let [udp, tcp, icmp] = &frames;
+        let arp = [&[2; 12][..], &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1], &[3; 20]].concat();
+        for (frame, wanted) in [
+            (udp.as_slice(), "10.0.0.2:7 -> 10.0.0.3:9 udp"),
+            (tcp, "[fd00::1]:1 -> [fd00::1]:2 tcp"),
+            (icmp, "10.0.0.2 -> 10.0.0.2 icmp"),
+            // Cut before the ports.
+            (udp.get(..36).unwrap(), "10.0.0.2 -> 10.0.0.3"),
+            (&arp, "arp"),
+            (&[7; 60], "ethertype 0x0707"),
+            (&[7; 13], "no Ethernet header"),
+            (&[], "no Ethernet header"),
+        ] {
+            assert_eq!(packet_text(frame), wanted);
+        }
+        for at in 0..udp.len() {
+            for value in [0, 0x1b, 0x7f, 0xff] {
+                let mut frame = udp.clone();
+                *frame.get_mut(at).unwrap() = value;
+                assert!(packet_text(&frame).chars().all(|c| !c.is_control()));
+            }
+        }
+    }
+}

@@ -165,7 +165,7 @@ fn answer(
         return problem(StatusCode::SERVICE_UNAVAILABLE, "so many are looking already: try again later");
     };
     let deadline = caller.deadline.clone();
-    let stream = Stream { listening, deadline, left: n.unwrap_or(u64::MAX), begin, each };
+    let stream = Stream { listening, deadline, left: n.unwrap_or(u64::MAX), missed: 0, begin, each };
     let chunks = futures::stream::unfold(stream, Stream::next);
     ([(CONTENT_TYPE, kind)], Body::from_stream(chunks)).into_response()
 }
@@ -175,6 +175,8 @@ struct Stream<E> {
     listening: Guarded,
     deadline: Deadline,
     left: u64,
+    /// Lost, and not told yet.
+    missed: u64,
     begin: Vec<u8>,
     each: E,
 }
@@ -189,9 +191,9 @@ impl<E: FnMut(&Seen, u64, &mut Vec<u8>)> Stream<E> {
             }
             self.deadline.put_off(CONNECTION_TIME);
             let seen = self.listening.listener.take();
-            let mut missed = self.listening.listener.missed();
+            self.missed += self.listening.listener.missed();
             for seen in seen.iter().take(usize::try_from(self.left).unwrap_or(usize::MAX)) {
-                (self.each)(seen, std::mem::take(&mut missed), &mut out);
+                (self.each)(seen, std::mem::take(&mut self.missed), &mut out);
                 self.left -= 1;
             }
             if out.is_empty() {
