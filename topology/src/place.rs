@@ -3,11 +3,13 @@
 use std::fmt;
 
 use arrayvec::ArrayString;
+use serde::{Deserialize, Serialize};
 
 /// Line and column, both from 1, of the key or value in the topology file, or in a file beside it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Place {
     /// The tenant whose file in `topology.d` it is; empty: the topology file itself.
+    #[serde(rename = "tenant_file", default, skip_serializing_if = "ArrayString::is_empty")]
     pub tenant: ArrayString<32>,
     /// Line, from 1; 0 means that no line of a file caused it.
     pub line: u32,

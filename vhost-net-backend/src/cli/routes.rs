@@ -33,22 +33,17 @@ pub fn page(context: &Context, tenant: &str, lookup: Option<IpAddr>) -> Result<P
 fn table(context: &Context, found: &Routes) -> String {
     let mut table = Table::new(&["TO", "KIND", "NEXT HOP", "MAC", "MTU", "FILE LINE"]);
     for route in &found.routes {
-        let Route { to, kind, next_hop, mac, mtu, file, line, column } = route;
+        let Route { to, kind, next_hop, mac, mtu, at } = route;
         let or_dash = |text: &Option<String>| text.as_deref().map_or("-".into(), |t| safe(t).into_owned());
-        let at = if *line == 0 { "-".to_owned() } else { format!("{}{line}:{column}", safe(&prefix(file))) };
+        let at = if at.line == 0 { "-".to_owned() } else { at.to_string() };
         table.row(vec![
             Cell::text(safe(to)),
             Cell::text(safe(kind)),
             Cell::text(or_dash(next_hop)),
             Cell::text(or_dash(mac)),
             Cell::number(mtu.map_or("-".to_owned(), |mtu| mtu.to_string())),
-            Cell::text(at),
+            Cell::text(safe(&at)),
         ]);
     }
     table.render(context.paint, context.width)
-}
-
-/// What stands in front of a line that is not in the topology file itself.
-pub(super) fn prefix(file: &Option<String>) -> String {
-    file.as_deref().map(|file| format!("{file}:")).unwrap_or_default()
 }

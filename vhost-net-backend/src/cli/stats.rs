@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::packet_stats::{Context, json};
 use super::paint::{Paint, Tone};
-use super::routes::prefix;
 use super::since::Mark;
 use super::table::{Cell, Table};
 use super::text::{human, safe, uptime, wrap};
@@ -72,8 +71,8 @@ pub fn render(stats: &Stats, paint: Paint, width: usize, exact: bool) -> String 
     out
 }
 
-fn with_place(Unenforced { what, file, line, column }: &Unenforced) -> String {
-    format!("{} ({}{line}:{column})", safe(what), safe(&prefix(file)))
+fn with_place(Unenforced { what, at }: &Unenforced) -> String {
+    format!("{} ({})", safe(what), safe(&at.to_string()))
 }
 
 fn law(totals: &Counts, source: Source, paint: Paint) -> String {
@@ -216,7 +215,7 @@ rack1 has run for 1 min 1 s.
         stats.ports[0].counts.balance = 2;
         stats.totals = totals(&stats.ports);
         stats.unenforced =
-            vec![Unenforced { what: "tenant.acme.group.web".into(), file: None, line: 12, column: 1 }];
+            vec![Unenforced { what: "tenant.acme.group.web".into(), at: Place { line: 12, column: 1, ..Place::default() } }];
         let text = render(&stats, Paint(false), 80, false);
         assert!(text.contains("  +2\n"), "{text}");
         assert!(text.contains("2 frames are under way"), "{text}");

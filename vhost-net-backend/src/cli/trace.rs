@@ -124,7 +124,7 @@ fn render_live(context: &Context, passed: &LiveTrace) -> String {
     }
     out.push_str(&format!("{time} {from}: {packet}, {} bytes\n", passed.bytes));
     for step in &passed.steps {
-        let at = place(&file, step.line, step.column).map_or(String::new(), |at| format!(" ({at})"));
+        let at = place(&file, &step.at).map_or(String::new(), |at| format!(" ({at})"));
         out.push_str(&format!("  {}: {}{at}\n", safe(&step.step), safe(&step.text)));
     }
     out + "  " + &end(context, &passed.fate, &file) + "\n"
@@ -173,15 +173,15 @@ fn short(file: &str) -> Cow<'_, str> {
 fn steps(trace: &Trace, file: &str) -> Table {
     let mut table = Table::new(&["STEP", "DECISION", "SAYS"]);
     for step in &trace.steps {
-        let at = place(file, step.line, step.column).unwrap_or_else(|| "-".to_owned());
+        let at = place(file, &step.at).unwrap_or_else(|| "-".to_owned());
         table.row(vec![Cell::text(safe(&step.step)), Cell::text(safe(&step.text)), Cell::text(at)]);
     }
     table
 }
 
 /// `topology.toml:12:5`.
-fn place(file: &str, line: u32, column: u32) -> Option<String> {
-    (line > 0).then(|| format!("{}:{line}:{column}", safe(file)))
+fn place(file: &str, at: &Place) -> Option<String> {
+    (at.line > 0).then(|| safe(&at.below(file)).into_owned())
 }
 
 /// `acme/web1.0: 10.1.0.11:49152 -> 10.1.1.11:5432 tcp`.
@@ -211,7 +211,7 @@ fn end(context: &Context, fate: &Fate, file: &str) -> String {
         Outcome::Answered => ("The router itself answers.".to_owned(), Tone::Good),
         Outcome::Consumed => ("For the router itself, which needs no answer.".to_owned(), Tone::Good),
         Outcome::Dropped => {
-            let by = place(file, fate.line, fate.column).map_or(String::new(), |at| format!(", by {at}"));
+            let by = place(file, &fate.at).map_or(String::new(), |at| format!(", by {at}"));
             (format!("Dropped as {}{by}.", safe(fate.reason.as_deref().unwrap_or("?"))), Tone::Bad)
         }
     };
@@ -379,6 +379,7 @@ Delivered to acme/web2.0.
     #[test]
     fn what_a_daemon_says_cannot_command_the_terminal() {
         let hostile = "x\x1b[2J".to_owned();
+        let at = Place { line: 2, ..Place::default() };
         let trace = Trace {
             packet: Traced {
                 from: hostile.clone(),
@@ -392,10 +393,9 @@ Delivered to acme/web2.0.
             steps: vec![crate::control::api::Decision {
                 step: hostile.clone(),
                 text: hostile.clone(),
-                line: 1,
-                column: 1,
+                at: Place { line: 1, column: 1, ..Place::default() },
             }],
-            fate: Fate { reason: Some(hostile.clone()), to: Some(hostile), line: 2, ..Fate::default() },
+            fate: Fate { reason: Some(hostile.clone()), to: Some(hostile), at, ..Fate::default() },
         };
         let context = Context {
             run_dir: "/".into(),

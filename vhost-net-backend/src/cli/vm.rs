@@ -97,10 +97,10 @@ fn nic_text(context: &Context, VmNic { info, counts }: &VmNic) -> String {
 
 /// `quota.rate 5Gbit (31:105), 12 frames dropped`.
 fn limit_text(limit: &Limit, counts: &Counts) -> String {
-    let Limit { key, value, reason, line, column } = limit;
+    let Limit { key, value, reason, at } = limit;
     let dropped = counts.drops.get(reason).copied().unwrap_or(0);
     let frames = count(usize::try_from(dropped).unwrap_or(usize::MAX), "frame");
-    format!("{key} {value} ({line}:{column}), {frames} dropped")
+    format!("{key} {value} ({at}), {frames} dropped")
 }
 
 fn session(info: &PortInfo) -> Vec<(&'static str, String)> {

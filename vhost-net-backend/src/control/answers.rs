@@ -98,11 +98,7 @@ impl api::Stats {
 
 fn unenforced(view: &View) -> Vec<api::Unenforced> {
     let all = view.topology.unenforced.iter();
-    all.map(|u| {
-        let (what, file) = (u.what.clone(), u.at.file());
-        api::Unenforced { what, file, line: u.at.line, column: u.at.column }
-    })
-    .collect()
+    all.map(|u| api::Unenforced { what: u.what.clone(), at: u.at }).collect()
 }
 
 /// The sum of all ports.
@@ -220,7 +216,7 @@ fn limits(owner: &Tenant, nic: &Nic) -> Vec<api::Limit> {
     let one = |key: &str, limit: Option<Limit>, reason: DropReason, show: fn(u64) -> String| {
         let Limit { per_second, at } = limit?;
         let (key, value, reason) = (key.to_owned(), show(per_second), reason.name().to_owned());
-        Some(api::Limit { key, value, reason, line: at.line, column: at.column })
+        Some(api::Limit { key, value, reason, at })
     };
     let own = one("rate", nic.rate, DropReason::RateNic, show_rate);
     let all = one("quota.rate", owner.rate, DropReason::RateTenant, show_rate);

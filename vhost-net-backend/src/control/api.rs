@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
+use topology::Place;
 
 use crate::counters::{Counter, Identity, Tally, ThreadTally};
 use crate::port::{Peer, RingStatus};
@@ -54,13 +55,9 @@ pub enum Source {
 pub struct Unenforced {
     /// By the operator's own name: `tenant.acme.group.web`.
     pub what: String,
-    /// The file in topology.d, if it is not in the topology file.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub file: Option<String>,
-    /// Line of the file.
-    pub line: u32,
-    /// Column there.
-    pub column: u32,
+    /// Where it says so: `line` (0: nowhere), `column`, and `tenant_file` if that is not the topology file.
+    #[serde(flatten)]
+    pub at: Place,
 }
 
 /// Which port.
@@ -302,10 +299,9 @@ pub struct Limit {
     pub value: String,
     /// The drop reason of what exceeds it.
     pub reason: String,
-    /// Where the file asks for it.
-    pub line: u32,
-    /// And in that line.
-    pub column: u32,
+    /// Where it says so: `line`, `column`, and `tenant_file` if that is not the topology file.
+    #[serde(flatten)]
+    pub at: Place,
 }
 
 /// `GET /v1/vm/{tenant}/{vm}`: all about one VM.
@@ -383,13 +379,9 @@ pub struct Route {
     pub mac: Option<String>,
     /// MTU of the egress, bytes of layer 3.
     pub mtu: Option<u16>,
-    /// The file in topology.d that caused it, if that is not the topology file.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub file: Option<String>,
-    /// Line of the file; 0: none.
-    pub line: u32,
-    /// Column there.
-    pub column: u32,
+    /// Where it says so: `line` (0: nowhere), `column`, and `tenant_file` if that is not the topology file.
+    #[serde(flatten)]
+    pub at: Place,
 }
 
 /// `GET /v1/offloads?tenant=T`: for each pair of ports of a tenant, what is done to a frame on its way.

@@ -31,8 +31,6 @@ fn route(info: RouteInfo) -> Route {
         next_hop: info.next_hop,
         mac: info.mac,
         mtu: info.mtu,
-        file: info.at.file(),
-        line: info.at.line,
-        column: info.at.column,
+        at: info.at,
     }
 }

@@ -14,7 +14,7 @@ use router::policy::Passed;
 use router::what_if::ask::{Asked, Question, Unasked, ask};
 use router::{DropReason, PortId, RuleId, Snapshot, Step, Verdict};
 use serde::Deserialize;
-use topology::{Place, TestPacket};
+use topology::TestPacket;
 
 use super::server::{Shared, problem};
 use super::{answers, api};
@@ -181,8 +181,7 @@ impl Way<'_> {
             }
             Step::NextHop(port) => ("next hop", format!("leaves by {}", self.name(*port)), built_in),
         };
-        let Place { line, column } = self.snapshot.place(rule).unwrap_or_default();
-        api::Decision { step: step.to_owned(), text, line, column }
+        api::Decision { step: step.to_owned(), text, at: self.snapshot.place(rule).unwrap_or_default() }
     }
 
     /// The end of it.
@@ -195,18 +194,14 @@ impl Way<'_> {
             Verdict::Uplink(port) => reached(Outcome::Uplink, port),
             Verdict::Answer(_) => api::Fate { outcome: Outcome::Answered, ..api::Fate::default() },
             Verdict::Consume => api::Fate { outcome: Outcome::Consumed, ..api::Fate::default() },
-            Verdict::Drop(reason, rule) => {
-                let Place { line, column } = self.snapshot.place(rule).unwrap_or_default();
-                api::Fate {
-                    outcome: Outcome::Dropped,
-                    to: None,
-                    reason: Some(reason.name().to_owned()),
-                    meaning: Some(reason.meaning().to_owned()),
-                    fix: Some(reason.fix().to_owned()),
-                    line,
-                    column,
-                }
-            }
+            Verdict::Drop(reason, rule) => api::Fate {
+                outcome: Outcome::Dropped,
+                to: None,
+                reason: Some(reason.name().to_owned()),
+                meaning: Some(reason.meaning().to_owned()),
+                fix: Some(reason.fix().to_owned()),
+                at: self.snapshot.place(rule).unwrap_or_default(),
+            },
         }
     }
 

@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use std::time::UNIX_EPOCH;
 
 use router::{PortId, Verdict};
-use topology::Place;
 
 use super::Seen;
 
@@ -109,8 +108,8 @@ fn comment(seen: &Seen, file: &str, missed: u64) -> String {
         Verdict::Consume => text.push_str(" consumed"),
         Verdict::Drop(reason, rule) => {
             text.push_str(&format!(" drop={}", reason.name()));
-            if let Some(Place { line, column }) = seen.snapshot.place(rule) {
-                text.push_str(&format!(" rule={file}:{line}:{column}"));
+            if let Some(at) = seen.snapshot.place(rule) {
+                text.push_str(&format!(" rule={}", at.below(file)));
             }
         }
     }

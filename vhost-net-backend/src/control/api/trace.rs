@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
+use topology::Place;
 
 /// `GET /v1/trace?from=PORT&to=IP&protocol=tcp&port=N`, optionally `&source=IP&source_port=N`: what would become of a packet.
 /// Nothing is sent, and nothing that runs is changed.
@@ -63,10 +64,9 @@ pub struct Decision {
     pub step: String,
     /// What was decided.
     pub text: String,
-    /// Line of the topology file that says so; 0: none.
-    pub line: u32,
-    /// Column there.
-    pub column: u32,
+    /// Where it says so: `line` (0: nowhere), `column`, and `tenant_file` if that is not the topology file.
+    #[serde(flatten)]
+    pub at: Place,
 }
 
 /// What becomes of the packet.
@@ -82,10 +82,9 @@ pub struct Fate {
     pub meaning: Option<String>,
     /// Of a drop: what to do about it.
     pub fix: Option<String>,
-    /// Line of the topology file that ends it; 0: none.
-    pub line: u32,
-    /// Column there.
-    pub column: u32,
+    /// Where it says so: `line` (0: nowhere), `column`, and `tenant_file` if that is not the topology file.
+    #[serde(flatten)]
+    pub at: Place,
 }
 
 /// A fate in a word.
