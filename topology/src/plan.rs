@@ -11,9 +11,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{
-    Dns, Limit, Network, Nic, Router, Spec, Tenant, Topology, Uplink, UplinkKind, Via, Vm,
-};
+use crate::model::{Dns, Limit, Network, Nic, Router, Spec, Tenant, Topology, Uplink, UplinkKind, Via, Vm};
 use crate::units::show_rate;
 use compare::{Fields, list, optional, pair};
 use policy::groups_of;

@@ -10,7 +10,7 @@ use crate::verdict::Verdict;
 use crate::vnet::VnetHeader;
 
 fn limit(per_second: u64, line: u32) -> Option<Limit> {
-    Some(Limit { per_second, at: Place { line, column: 7 } })
+    Some(Limit { per_second, at: Place { line, column: 7, ..Place::default() } })
 }
 
 /// The place of a line, and why a frame was dropped there.

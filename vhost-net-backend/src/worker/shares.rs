@@ -56,13 +56,7 @@ fn topology(apart: bool) -> String {
 }
 
 fn frame(from: u16, load: Load) -> Vec<u8> {
-    let (n, to) = (
-        u8::try_from(from).unwrap(),
-        match load {
-            Load::Nobody => 200,
-            Load::Ordinary | Load::Small | Load::Segments => 11 + from,
-        },
-    );
+    let (n, to) = (u8::try_from(from).unwrap(), if load == Load::Nobody { 200 } else { 11 + from });
     let ip = PacketBuilder::ethernet2([0x52, 0x54, 0, 0, 0, n], Mac::ROUTER_DEFAULT.0).ipv4(
         [10, 0, 0, 10 + n],
         [10, 0, 0, u8::try_from(to).unwrap()],
