@@ -228,6 +228,8 @@ impl Counts {
             (&mut self.emitted, before.emitted),
             (&mut self.emitted_bytes, before.emitted_bytes),
             (&mut self.refused, before.refused),
+            (&mut self.leases, before.leases),
+            (&mut self.names, before.names),
         ];
         counters.into_iter().for_each(|(now, then)| *now = now.saturating_sub(then));
         for (reason, count) in &mut self.drops {
