@@ -138,8 +138,7 @@ impl Daemon {
         let applier = Arc::new(Applier::new(setup));
         let control = control::serve_changes(board.clone(), Some(Arc::clone(&applier)), Arc::clone(&workers))
             .context("cannot start the control socket")?;
-        let metrics = door.map(|door| door.serve(board.clone())).transpose();
-        let metrics = metrics.context("cannot start the thread that serves metrics")?;
+        let metrics = serve_metrics(door, &board)?;
         Ok(Self { board, applier, control, metrics, listeners, keeper, workers, threads })
     }
 
@@ -218,6 +217,11 @@ impl Daemon {
         tracing::info!(connections, ?took, "everything is ready for the next daemon");
         collected
     }
+}
+
+fn serve_metrics(door: Option<Door>, board: &Board) -> anyhow::Result<Option<MetricsServer>> {
+    let served = door.map(|door| door.serve(board.clone())).transpose();
+    served.context("cannot start the thread that serves metrics")
 }
 
 /// The address of `[router] metrics`, bound, if there is one. Where guests' connections were taken over they matter more.
