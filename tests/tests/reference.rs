@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use tests::capture::{self, Capture};
 use tests::guest::{cache_dir, qemu::Qemu};
 use tests::scenario::{VmIndex, VmShape};
@@ -117,28 +117,30 @@ fn namespaces_carry_complete_checksums() -> Result<()> {
     ensure!(bad.is_empty(), "{} bad checksums, first {:?}", bad.len(), bad.first());
     step("a wrong checksum is noticed, another way to write zero is not one");
     let mut frames = pcap::read(&file)?;
-    let mut large = frames.iter_mut().rev().filter(|frame| frame.len() > 1000 && frame[12..14] == [8, 0]);
+    let is_large4 = |frame: &&mut Vec<u8>| frame.len() > 1000 && frame.get(12..14) == Some(&[8, 0]);
+    let mut large = frames.iter_mut().rev().filter(is_large4);
     let (Some(wrong), Some(zero)) = (large.next(), large.next()) else { bail!("no large frames") };
     if let Some(last) = wrong.last_mut() {
         *last ^= 1;
     }
-    sum_to_zero(zero);
+    sum_to_zero(zero).context("a strange frame")?;
     pcap::write(&file, &frames)?;
     let bad = capture::bad_checksums(&file)?;
     ensure!(bad.len() == 1, "{} bad checksums instead of the one that was made: {bad:?}", bad.len());
-    ensure!(capture::frames(&file, "tcp.checksum.ffff")?.len() >= 1, "the sum of zero was not found");
+    ensure!(!capture::frames(&file, "tcp.checksum.ffff")?.is_empty(), "the sum of zero was not found");
     Ok(())
 }
 
 /// Makes up in the payload what the TCP checksum of this IPv4 frame says, so that it is zero, and writes it as 0xffff.
-fn sum_to_zero(frame: &mut [u8]) {
-    let tcp = 14 + usize::from(frame[14] & 0xf) * 4;
-    let word = |frame: &[u8], at| u32::from(u16::from_be_bytes([frame[at], frame[at + 1]]));
-    let payload = tcp + usize::from(frame[tcp + 12] >> 4) * 4;
-    let sum = word(frame, payload) + word(frame, tcp + 16);
-    let sum = u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap_or(0xffff);
-    frame[payload..payload + 2].copy_from_slice(&sum.to_be_bytes());
-    frame[tcp + 16..tcp + 18].copy_from_slice(&[0xff, 0xff]);
+fn sum_to_zero(frame: &mut [u8]) -> Option<()> {
+    let tcp = 14 + usize::from(frame.get(14)? & 0xf) * 4;
+    let payload = tcp + usize::from(frame.get(tcp + 12)? >> 4) * 4;
+    let (segment, data) = frame.split_at_mut_checked(payload)?;
+    let (sum, word) = (segment.get_mut(tcp + 16..)?.first_chunk_mut::<2>()?, data.first_chunk_mut::<2>()?);
+    let both = u32::from(u16::from_be_bytes(*sum)) + u32::from(u16::from_be_bytes(*word));
+    *word = u16::try_from((both & 0xffff) + (both >> 16)).ok()?.to_be_bytes();
+    *sum = [0xff, 0xff];
+    Some(())
 }
 
 /// Two virtio-user front ends joined by DPDK's own back end: every frame arrives.

@@ -149,10 +149,8 @@ pub(crate) fn join<'t>(
 /// The table of tenants, made if there is none; `None`: it is something else.
 fn table<'a, 't>(all: &'a mut DeTable<'t>, key: Spanned<DeString<'t>>) -> Option<&'a mut DeTable<'t>> {
     let none = Spanned::new(key.span(), DeValue::Table(DeTable::new()));
-    match all.entry(key).or_insert(none).get_mut() {
-        DeValue::Table(table) => Some(table),
-        _ => None,
-    }
+    let DeValue::Table(table) = all.entry(key).or_insert(none).get_mut() else { return None };
+    Some(table)
 }
 
 /// The same tree with spans that count from the start of the whole text.
@@ -170,7 +168,11 @@ fn shift_value(value: Spanned<DeValue<'_>>, by: usize) -> Spanned<DeValue<'_>> {
         DeValue::Array(array) => {
             DeValue::Array(array.into_iter().map(|value| shift_value(value, by)).collect())
         }
-        other => other,
+        leaf @ (DeValue::String(_)
+        | DeValue::Integer(_)
+        | DeValue::Float(_)
+        | DeValue::Boolean(_)
+        | DeValue::Datetime(_)) => leaf,
     };
     Spanned::new(span.start + by..span.end + by, value)
 }

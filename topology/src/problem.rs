@@ -40,13 +40,13 @@ impl Problem {
 pub struct Problems {
     /// The problems.
     pub items: Vec<Problem>,
-    source: Source,
+    source: Box<Source>,
 }
 
 impl Problems {
     pub(crate) fn new(source: Source, mut items: Vec<Problem>) -> Self {
         items.sort_by(|a, b| (a.place, &a.message).cmp(&(b.place, &b.message)));
-        Self { items, source }
+        Self { items, source: Box::new(source) }
     }
 
     /// A problem with the file as a whole: it is missing, too large, or not a file.

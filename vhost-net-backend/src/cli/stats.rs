@@ -144,6 +144,8 @@ fn numbers(counts: &Counts, number: &impl Fn(&u64) -> String) -> Vec<Cell> {
 
 #[cfg(test)]
 mod tests {
+    use topology::Place;
+
     use super::*;
     use crate::control::api::{PortName, Unenforced};
     use crate::counters::Identity;
@@ -214,8 +216,10 @@ rack1 has run for 1 min 1 s.
         let mut stats = sample(4);
         stats.ports[0].counts.balance = 2;
         stats.totals = totals(&stats.ports);
-        stats.unenforced =
-            vec![Unenforced { what: "tenant.acme.group.web".into(), at: Place { line: 12, column: 1, ..Place::default() } }];
+        stats.unenforced = vec![Unenforced {
+            what: "tenant.acme.group.web".into(),
+            at: Place { line: 12, column: 1, ..Place::default() },
+        }];
         let text = render(&stats, Paint(false), 80, false);
         assert!(text.contains("  +2\n"), "{text}");
         assert!(text.contains("2 frames are under way"), "{text}");

@@ -6,6 +6,8 @@ use std::io::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
+use topology::Place;
+
 use super::packet_stats::{Context, json};
 use super::paint::Tone;
 use super::table::{Cell, Table};

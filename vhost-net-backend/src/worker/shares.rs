@@ -142,6 +142,7 @@ fn cpu_time() -> Duration {
 }
 
 #[test]
+#[ignore = "shares of time: run it alone, on a quiet machine"]
 fn a_flood_leaves_others_their_share() {
     let mut arena = Arena::new(false);
     for load in [Load::Small, Load::Nobody, Load::Segments] {
@@ -159,6 +160,7 @@ fn a_flood_leaves_others_their_share() {
 }
 
 #[test]
+#[ignore = "shares of time: run it alone, on a quiet machine"]
 fn a_tenant_with_many_guests_has_the_share_of_one() {
     // Four guests with the same load: as one tenant's each has a quarter, and alone against three of another half.
     let (mut together, mut apart) = (Arena::new(false), Arena::new(true));
