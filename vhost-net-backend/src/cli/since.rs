@@ -136,10 +136,10 @@ mod tests {
 
     #[test]
     fn where_calls_are_kept() {
-        let all = [("XDG_STATE_HOME", "/xdg"), ("HOME", "/home/x")];
+        let all = [("XDG_STATE_HOME", "/xdg"), ("HOME", "/users/x")];
         for (environment, exists, wanted) in [
             (&all[..], true, Some("/xdg/packet-stats")),
-            (&all[1..], true, Some("/home/x/.local/state/packet-stats")),
+            (&all[1..], true, Some("/users/x/.local/state/packet-stats")),
             (&[], true, Some("/run/user/7/packet-stats")),
             (&[], false, None),
         ] {

@@ -334,7 +334,7 @@ Delivered to acme/web2.0.
         let from_outside = Args { uplink: Some("lab".into()), ..args("10.2.0.11:80/tcp", Some("192.0.2.1")) };
         let dropped = page(&context, &from_outside).unwrap();
         assert!(
-            dropped.text.contains("Dropped as policy.ungrouped, by sample.toml:18:8"),
+            dropped.text.contains("Dropped as policy.ungrouped, by sample.toml:21:8"),
             "{}",
             dropped.text
         );
