@@ -175,6 +175,12 @@ impl Daemon {
         self.folder.path().join("run")
     }
 
+    /// Where it keeps what it ran.
+    #[must_use]
+    pub fn state_dir(&self) -> PathBuf {
+        state_dir(self.folder.path())
+    }
+
     /// Its process.
     #[must_use]
     pub fn process(&self) -> &Process {
@@ -277,6 +283,10 @@ impl Daemon {
     }
 }
 
+fn state_dir(folder: &Path) -> PathBuf {
+    folder.join("state")
+}
+
 fn spawn(folder: &Path, netns: Option<&str>) -> Result<Process> {
     Process::spawn("vmrouter", command(folder, netns, &[])?, folder)
 }
@@ -294,7 +304,7 @@ fn command(folder: &Path, netns: Option<&str>, arguments: &[&str]) -> Result<Com
     // Whoever calls may run under a service manager; the test's daemon keeps to its own folder.
     command.args(["-u", "RUNTIME_DIRECTORY"]);
     for name in ["STATE_DIRECTORY", "XDG_STATE_HOME"] {
-        command.arg(format!("{name}={}", folder.join("state").display()));
+        command.arg(format!("{name}={}", state_dir(folder).display()));
     }
     command
         .arg(program)

@@ -212,7 +212,7 @@ fn what_is_taken_over_is_served_though_its_topology_cannot_be_kept() -> Result<(
     let tenant = scenario.tenant("acme", &["10.0.0.0/24", "fd00:1::/64"], &[])?;
     scenario.vm(tenant, "a", VmShape::default())?;
     let mut daemon = Daemon::start(&scenario, None)?;
-    let generations = daemon.run_dir().join("generations");
+    let generations = daemon.state_dir().join("generations");
     output(Command::new("mount").args(["-t", "tmpfs", "-o", "size=4k", "tmpfs"]).arg(&generations))?;
     let full = Full(&generations);
     fs::write(generations.join("filler"), [0; 4096])?;
