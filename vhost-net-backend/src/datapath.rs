@@ -12,6 +12,7 @@
 //! beside it ([`service`]). Where somebody looks at the frames ([`crate::watch`]), phases 1 and 2 also keep what was decided,
 //! and the frame is copied for him before phase 3; else nothing of that is there.
 
+mod replies;
 mod service;
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,7 @@ use crate::port::PortTable;
 use crate::uplink::Tap;
 use crate::vring::{Approach, BURST, Burst, Frame, PortFault, TxRing};
 use crate::watch::{Feed, Nobody, Watch, Watcher};
+use replies::Replies;
 
 /// Receivers of one burst from which on they are approached together.
 const MANY: usize = 4;
@@ -79,14 +81,6 @@ pub struct TxQueue {
     pub ring: TxRing,
     /// Whether the front end enabled it, and it is not at fault.
     pub enabled: bool,
-}
-
-/// Frames that the router sends itself, waiting for the end of the deciding.
-#[derive(Debug, Default)]
-struct Replies {
-    /// With the port that each leaves by.
-    frames: Vec<(PortId, Vec<u8>)>,
-    used: usize,
 }
 
 /// What became of the frames of one group, to be counted together.
@@ -258,26 +252,10 @@ impl Datapath {
         now: Instant,
         from: Option<&TxRing>,
     ) {
-        if self.watch.is_some() {
-            return self.forward_watched(ingress, burst, header_len, sender, now, from);
-        }
-        self.decide(ingress, burst, header_len, sender, now, &mut Nobody::default());
-        self.deliver(ingress, burst, header_len, from, &mut Nobody::default());
-    }
-
-    /// The same while somebody looks.
-    #[cold]
-    #[inline(never)]
-    fn forward_watched(
-        &mut self,
-        ingress: PortId,
-        burst: &Burst<'_>,
-        header_len: u32,
-        sender: OffloadCaps,
-        now: Instant,
-        from: Option<&TxRing>,
-    ) {
-        let Some(mut watch) = self.watch.take() else { return };
+        let Some(mut watch) = self.watch.take() else {
+            self.decide(ingress, burst, header_len, sender, now, &mut Nobody::default());
+            return self.deliver(ingress, burst, header_len, from, &mut Nobody::default());
+        };
         self.decide(ingress, burst, header_len, sender, now, &mut *watch);
         self.deliver(ingress, burst, header_len, from, &mut *watch);
         let goes_on = watch.tell(&self.snapshot, ingress, burst, header_len);
@@ -406,15 +384,10 @@ impl Datapath {
                 ours.add(delivered, sum.delivered);
             }
         }
-        for i in 0..std::mem::take(&mut self.replies.used) {
-            let Some((to, place)) = self.replies.frames.get_mut(i) else { continue };
-            let (to, reply) = (*to, std::mem::take(place));
-            self.send_reply(to, &reply);
-            // Back in its place, for its memory.
-            if let Some((_, place)) = self.replies.frames.get_mut(i) {
-                *place = reply;
-            }
-        }
+        let mut replies = std::mem::take(&mut self.replies);
+        replies.each(|to, reply| self.send_reply(to, reply));
+        // Back in its place, for its memory.
+        self.replies = replies;
     }
 
     /// Where a burst has many receivers, what is needed of each is not near. Asked for one after the other they would be
@@ -489,25 +462,4 @@ fn peek(burst: &Burst<'_>, frame: &Frame, header_len: u32, head: &mut Headers) -
     head.begin(VnetHeader::from_bytes(&vnet), len);
     let size = head.size();
     burst.read_at(frame, header_len, head.bytes.get_mut(..size).unwrap_or_default()) == size
-}
-
-impl Replies {
-    /// The frame that was pushed last leaves by another port.
-    fn redirect(&mut self, port: PortId) {
-        if let Some((to, _)) = self.used.checked_sub(1).and_then(|last| self.frames.get_mut(last)) {
-            *to = port;
-        }
-    }
-
-    /// Keeps the frame that `build` writes for `port`, if it writes one.
-    fn push(&mut self, port: PortId, build: impl FnOnce(&mut Vec<u8>) -> bool) {
-        if self.used == self.frames.len() {
-            self.frames.push((port, Vec::new()));
-        }
-        if let Some((to, frame)) = self.frames.get_mut(self.used) {
-            *to = port;
-            frame.clear();
-            self.used += usize::from(build(frame));
-        }
-    }
 }

@@ -95,19 +95,13 @@ pub(crate) fn filters(context: &Context, drops: bool) -> Result<String, Failure>
 mod tests {
     use super::*;
     use crate::cli::Exit;
-    use crate::cli::paint::Paint;
 
     #[test]
     fn filters_as_the_daemon_reads_them() {
         let of = |tenant: Option<&str>, vm: Option<&str>| Context {
-            run_dir: "/".into(),
-            json: false,
             tenant: tenant.map(str::to_owned),
             vm: vm.map(str::to_owned),
-            exact: false,
-            since_last: false,
-            paint: Paint(false),
-            width: 80,
+            ..Context::of(std::path::Path::new("/"))
         };
         for (tenant, vm, wanted) in [
             (None, None, Some("drops=true")),

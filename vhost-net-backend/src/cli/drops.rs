@@ -85,7 +85,6 @@ mod tests {
 
     use super::*;
     use crate::cli::Exit;
-    use crate::cli::paint::Paint;
     use crate::control::{sample, serve};
 
     #[test]
@@ -95,16 +94,7 @@ mod tests {
         view.counters.block(0, PortId(0)).dropped(DropReason::HostUnknown);
         view.counters.block(1, PortId(1)).dropped(DropReason::HostUnknown);
         let _server = serve(crate::daemon::Board::new(view)).unwrap();
-        let mut context = Context {
-            run_dir: folder.path().to_owned(),
-            json: false,
-            tenant: None,
-            vm: None,
-            exact: false,
-            since_last: false,
-            paint: Paint(false),
-            width: 80,
-        };
+        let mut context = Context::of(folder.path());
         let all = page(&context, None).unwrap().text;
         assert!(all.contains("     2  host.unknown  acme/web1.0 (1), acme/web2.0 (1)\n"), "{all}");
         let one = page(&context, Some("host.unknown")).unwrap().text;

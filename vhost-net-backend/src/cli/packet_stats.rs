@@ -131,6 +131,23 @@ pub struct Context {
     pub width: usize,
 }
 
+#[cfg(test)]
+impl Context {
+    /// Everything of the daemon there, as plain text of 80 columns.
+    pub(super) fn of(run_dir: &std::path::Path) -> Self {
+        Self {
+            run_dir: run_dir.to_owned(),
+            json: false,
+            tenant: None,
+            vm: None,
+            exact: false,
+            since_last: false,
+            paint: Paint(false),
+            width: 80,
+        }
+    }
+}
+
 impl Context {
     /// Whether the filters let a NIC through.
     #[must_use]

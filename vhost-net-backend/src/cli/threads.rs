@@ -79,7 +79,6 @@ fn row(context: &Context, thread: &Thread) -> Vec<Cell> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::paint::Paint;
     use crate::control::{sample, serve};
     use crate::counters::ThreadCounter;
 
@@ -87,16 +86,7 @@ mod tests {
     fn since_the_start_and_then_the_interval() {
         let folder = tempfile::tempdir().unwrap();
         let view = sample::view(folder.path());
-        let mut context = Context {
-            run_dir: folder.path().to_owned(),
-            json: false,
-            tenant: None,
-            vm: None,
-            exact: false,
-            since_last: false,
-            paint: Paint(false),
-            width: 120,
-        };
+        let mut context = Context { width: 120, ..Context::of(folder.path()) };
         let count = |frames| {
             let thread = view.counters.thread(1);
             thread.add(ThreadCounter::Frames, frames);

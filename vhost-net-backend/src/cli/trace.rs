@@ -258,7 +258,6 @@ mod tests {
     use router::WorkerState;
 
     use super::*;
-    use crate::cli::paint::Paint;
     use crate::control::{sample, serve};
     use crate::daemon::Board;
 
@@ -295,16 +294,7 @@ mod tests {
         // Workers give the tenants their seats.
         let worker = WorkerState::sharing(&view.snapshot, std::sync::Arc::clone(&view.flows));
         let _server = serve(Board::new(view)).unwrap();
-        let mut context = Context {
-            run_dir: folder.path().to_owned(),
-            json: false,
-            tenant: None,
-            vm: Some("web1".into()),
-            exact: false,
-            since_last: false,
-            paint: Paint(false),
-            width: 80,
-        };
+        let mut context = Context { vm: Some("web1".into()), ..Context::of(folder.path()) };
         let arrives = page(&context, &args("10.1.0.12:80/tcp", Some("4000"))).unwrap();
         let wanted = "\
 acme/web1.0: 10.1.0.11:4000 -> 10.1.0.12:80 tcp
@@ -357,16 +347,7 @@ Delivered to acme/web2.0.
     fn whoever_cannot_be_asked_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let _server = serve(Board::new(sample::view(folder.path()))).unwrap();
-        let context = |vm: Option<&str>| Context {
-            run_dir: folder.path().to_owned(),
-            json: false,
-            tenant: None,
-            vm: vm.map(str::to_owned),
-            exact: false,
-            since_last: false,
-            paint: Paint(false),
-            width: 80,
-        };
+        let context = |vm: Option<&str>| Context { vm: vm.map(str::to_owned), ..Context::of(folder.path()) };
         let refused = |vm, args: &Args| page(&context(vm), args).unwrap_err();
         assert_eq!(refused(None, &args("10.1.0.12/icmp", None)).exit, Exit::Usage);
         assert_eq!(refused(Some("nobody"), &args("10.1.0.12/icmp", None)).exit, Exit::Failed);
@@ -399,16 +380,7 @@ Delivered to acme/web2.0.
             }],
             fate: Fate { reason: Some(hostile.clone()), to: Some(hostile), at, ..Fate::default() },
         };
-        let context = Context {
-            run_dir: "/".into(),
-            json: false,
-            tenant: None,
-            vm: None,
-            exact: false,
-            since_last: false,
-            paint: Paint(false),
-            width: 80,
-        };
+        let context = Context::of(Path::new("/"));
         for outcome in [Outcome::Dropped, Outcome::Delivered, Outcome::Uplink] {
             let fate = Fate { outcome, ..trace.fate.clone() };
             let live = LiveTrace {

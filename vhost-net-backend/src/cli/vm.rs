@@ -162,23 +162,9 @@ mod tests {
     use router::{DropReason, PortId};
 
     use super::*;
-    use crate::cli::paint::Paint;
     use crate::cli::{Exit, offloads, routes};
     use crate::control::{sample, serve};
     use crate::counters::Counter;
-
-    fn context(run_dir: &std::path::Path) -> Context {
-        Context {
-            run_dir: run_dir.to_owned(),
-            json: false,
-            tenant: None,
-            vm: None,
-            exact: false,
-            since_last: false,
-            paint: Paint(false),
-            width: 80,
-        }
-    }
 
     #[test]
     fn all_about_a_vm() {
@@ -191,7 +177,7 @@ mod tests {
         block.dropped(DropReason::TtlExpired);
         block.dropped(DropReason::RateTenant);
         let _server = serve(crate::daemon::Board::new(view)).unwrap();
-        let context = context(folder.path());
+        let context = Context::of(folder.path());
         let text = page(&context, "web1").unwrap().text;
         for line in [
             "acme/web1: 1 vCPU, 512 MiB",
@@ -224,7 +210,7 @@ mod tests {
         let view = sample::view(folder.path());
         sample::running(&view, 1, 1 << 1);
         let _server = serve(crate::daemon::Board::new(view)).unwrap();
-        let context = context(folder.path());
+        let context = Context::of(folder.path());
         let table = routes::page(&context, "acme", None).unwrap().text;
         assert!(table.starts_with("TO"), "{table}");
         assert!(table.contains("10.1.0.12/32") && table.contains("acme/web2.0"), "{table}");

@@ -3,7 +3,7 @@
 use router::Headers;
 use router::service::{Desk, Fate, LONGEST, Service};
 
-use super::Replies;
+use super::replies::Replies;
 use crate::counters::{Counter, CounterBlock};
 use crate::vring::Burst;
 
@@ -33,15 +33,8 @@ pub(super) fn serve(
 ) {
     let mut outcome = None;
     let ingress = desk.ingress;
-    replies.push(ingress, |reply| {
-        let served = desk.serve(service, head, message, reply);
-        outcome = Some(served);
-        served.reply.is_some()
-    });
+    replies.push_to(|reply| outcome.insert(desk.serve(service, head, message, reply)).reply);
     let Some(outcome) = outcome else { return };
-    if let Some(to) = outcome.reply {
-        replies.redirect(to);
-    }
     match outcome.fate {
         Fate::Consumed => counters.add(Counter::Consumed, 1),
         Fate::Asked => {

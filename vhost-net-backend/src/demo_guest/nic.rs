@@ -1,5 +1,7 @@
 //! A network card: front end, memory and vrings together. Raw tests send hand-made frames through it.
 
+mod features;
+mod frames;
 mod reattach;
 
 use std::fs::File;
@@ -10,19 +12,18 @@ use std::time::Duration;
 
 use router::vnet::VnetHeader;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
-use virtio_bindings::bindings::virtio_config::{VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
-use virtio_bindings::bindings::virtio_net as net;
-use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::driver::Driver;
 use super::front_end::{DeviceConfig, FrontEnd};
-use super::ring::{INDIRECT_MAX, Layout, Segment};
+use super::ring::Layout;
 use super::{GuestError, Ram};
 use crate::vhost_user::message::Inflight;
 
+pub use features::*;
+use frames::{cut, take_frame};
 pub use reattach::Replay;
 
 /// The longest frame that TSO makes: 65 535 bytes of IP behind an Ethernet header.
@@ -31,34 +32,6 @@ pub const MAX_FRAME: usize = 65_535 + 14;
 const BIG_BUFFER: u32 = 17 * 4096;
 /// Bytes of a receive buffer that is merged with others, and of a plain 1500-byte one.
 const SMALL_BUFFER: u32 = 2048;
-
-/// VIRTIO_F_VERSION_1 as a mask.
-pub const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
-/// Packed vrings.
-pub const PACKED: u64 = 1 << VIRTIO_F_RING_PACKED;
-/// Receive buffers may be merged.
-pub const MRG_RXBUF: u64 = 1 << net::VIRTIO_NET_F_MRG_RXBUF;
-/// The device completes checksums of what the guest sends.
-pub const CSUM: u64 = 1 << net::VIRTIO_NET_F_CSUM;
-/// The guest takes frames whose checksum is not complete.
-pub const GUEST_CSUM: u64 = 1 << net::VIRTIO_NET_F_GUEST_CSUM;
-/// The device takes large TCP frames, of both families.
-pub const HOST_TSO: u64 = (1 << net::VIRTIO_NET_F_HOST_TSO4) | (1 << net::VIRTIO_NET_F_HOST_TSO6);
-/// The guest takes large TCP frames, of both families.
-pub const GUEST_TSO: u64 = (1 << net::VIRTIO_NET_F_GUEST_TSO4) | (1 << net::VIRTIO_NET_F_GUEST_TSO6);
-/// More than one pair.
-pub const MQ: u64 = 1 << net::VIRTIO_NET_F_MQ;
-/// The configuration space has an MTU.
-pub const MTU: u64 = 1 << net::VIRTIO_NET_F_MTU;
-/// Either side says at which index it wants to be told.
-pub const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
-/// Chains may lie in tables of their own.
-pub const INDIRECT: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
-/// What a Linux guest asks for.
-pub const LIKE_LINUX: u64 =
-    VERSION_1 | MRG_RXBUF | CSUM | GUEST_CSUM | HOST_TSO | GUEST_TSO | MTU | EVENT_IDX | INDIRECT;
-/// No offload at all: the guest does everything itself.
-pub const PLAIN: u64 = VERSION_1;
 
 // What an epoll event is about.
 const SOCKET: u64 = 0;
@@ -521,155 +494,5 @@ fn memory_needed(options: &NicOptions, rx_len: u32) -> u64 {
     2 * (page + pairs * (rings + buffers))
 }
 
-/// Cuts `total` bytes from `start` into `count` segments; with two or more, the first `header` bytes are one.
-fn cut(start: u64, header: usize, total: usize, count: u32) -> Vec<Segment> {
-    let total = u32::try_from(total).unwrap_or(u32::MAX);
-    let header = u32::try_from(header).unwrap_or_default();
-    let count = u32::min(count.clamp(1, u32::try_from(INDIRECT_MAX).unwrap_or(1)), total.max(1));
-    let (mut at, mut parts, mut segments) = (0, count, Vec::new());
-    if count > 1 && header > 0 {
-        segments.push(Segment { addr: start, len: header });
-        (at, parts) = (header, count - 1);
-    }
-    let piece = (total - at).div_ceil(parts);
-    while at < total {
-        let len = piece.min(total - at);
-        segments.push(Segment { addr: start + u64::from(at), len });
-        at += len;
-    }
-    segments
-}
-
-/// Takes the next frame off a receive ring, merging its buffers.
-fn take_frame(
-    vring: &mut Vring,
-    ram: &Ram,
-    header_len: usize,
-    mergeable: bool,
-) -> Result<Option<(VnetHeader, Vec<u8>)>, GuestError> {
-    let Some(first) = vring.ring.pop_used()? else {
-        return Ok(None);
-    };
-    // Looked at after the first one is there: all buffers of a frame are shown at once.
-    let longest = MAX_FRAME / usize::try_from(vring.buffer_len).unwrap_or(1).max(1) + 2;
-    let used = vring.ring.pending(u16::try_from(longest).unwrap_or(u16::MAX))?.saturating_add(1);
-    let mut bytes = vec![0; usize::try_from(first.len.min(vring.buffer_len)).unwrap_or_default()];
-    ram.memory().read_slice(&mut bytes, GuestAddress(vring.buffer(first.head)))?;
-    let Some(legacy) = bytes.first_chunk().filter(|_| bytes.len() >= header_len) else {
-        return Err(GuestError::ShortFrame(first.len));
-    };
-    let mut header = VnetHeader::from_bytes(legacy);
-    if let Some(&[n0, n1]) =
-        bytes.get(10..12).and_then(|b| b.first_chunk()).filter(|_| header_len == VnetHeader::LEN)
-    {
-        header.num_buffers = u16::from_le_bytes([n0, n1]);
-    }
-    let mut frame = bytes.split_off(header_len);
-    let promised = if mergeable { header.num_buffers.max(1) } else { 1 };
-    if promised > used {
-        return Err(GuestError::ShortMerge { promised, used });
-    }
-    for _ in 1..promised {
-        let Some(next) = vring.ring.pop_used()? else {
-            return Err(GuestError::ShortMerge { promised, used });
-        };
-        let (old, len) = (frame.len(), usize::try_from(next.len.min(vring.buffer_len)).unwrap_or_default());
-        frame.resize(old + len, 0);
-        let rest = frame.get_mut(old..).unwrap_or_default();
-        ram.memory().read_slice(rest, GuestAddress(vring.buffer(next.head)))?;
-    }
-    Ok(Some((header, frame)))
-}
-
 #[cfg(test)]
-mod tests {
-    use virtio_queue::{Queue, QueueOwnedT, QueueT};
-
-    use super::*;
-
-    #[test]
-    fn frames_are_cut_into_segments() {
-        let lens = |segments: Vec<Segment>| segments.iter().map(|s| s.len).collect::<Vec<_>>();
-        for (header, total, count, wanted) in [
-            (12, 72, 1, vec![72]),
-            (12, 72, 2, vec![12, 60]),
-            (12, 72, 4, vec![12, 20, 20, 20]),
-            (12, 14, 32, vec![12, 1, 1]),
-            (0, 4096, 3, vec![1366, 1366, 1364]),
-            (12, 12, 2, vec![12]),
-        ] {
-            let segments = cut(1000, header, total, count);
-            assert!(
-                segments
-                    .iter()
-                    .scan(1000, |at, s| {
-                        let here = *at;
-                        *at += u64::from(s.len);
-                        Some(here == s.addr)
-                    })
-                    .all(|ok| ok)
-            );
-            assert_eq!(lens(segments), wanted, "{header} {total} {count}");
-        }
-    }
-
-    /// A receive ring of 8 buffers of 100 bytes, filled, and the device's side of it.
-    fn receive_ring() -> (Vring, Queue, Ram) {
-        let options = NicOptions { ring_size: 8, ..NicOptions::default() };
-        let mut ram = Ram::new(1 << 20, true).unwrap();
-        let mut vring = vring(&mut ram, &options, VERSION_1, 100).unwrap();
-        while let Some(head) = vring.ring.next_head(1) {
-            vring.ring.add(&cut(vring.buffer(head), 0, 100, 1), true).unwrap();
-        }
-        vring.ring.publish().unwrap();
-        let layout = vring.ring.layout();
-        let mut queue = Queue::new(8).unwrap();
-        queue.set_desc_table_address(Some(u32::try_from(layout.desc).unwrap()), None);
-        queue.set_avail_ring_address(Some(u32::try_from(layout.avail).unwrap()), None);
-        queue.set_used_ring_address(Some(u32::try_from(layout.used).unwrap()), None);
-        queue.set_ready(true);
-        (vring, queue, ram)
-    }
-
-    /// The device fills the next buffers with `bytes`, 100 in each.
-    fn give(queue: &mut Queue, ram: &Ram, bytes: &[u8]) {
-        for piece in bytes.chunks(100) {
-            let mut chain = queue.iter(ram.memory()).unwrap().next().unwrap();
-            let head = chain.head_index();
-            ram.memory().write_slice(piece, chain.next().unwrap().addr()).unwrap();
-            queue.add_used(ram.memory(), head, u32::try_from(piece.len()).unwrap()).unwrap();
-        }
-    }
-
-    fn with_header(num_buffers: u16, frame: &[u8]) -> Vec<u8> {
-        let mut bytes = VnetHeader { num_buffers, gso_size: 7, ..VnetHeader::default() }.to_bytes().to_vec();
-        bytes.extend(frame);
-        bytes
-    }
-
-    #[test]
-    fn received_buffers_are_merged() {
-        let (mut vring, mut queue, ram) = receive_ring();
-        let frame: Vec<u8> = (0..=255).collect();
-        for (len, buffers) in [(60, 1), (88, 1), (89, 2), (256, 3)] {
-            give(&mut queue, &ram, &with_header(buffers, &frame[..len]));
-            let (header, taken) = take_frame(&mut vring, &ram, 12, true).unwrap().unwrap();
-            assert_eq!((header.num_buffers, header.gso_size), (buffers, 7));
-            assert_eq!(taken, frame[..len]);
-            assert!(take_frame(&mut vring, &ram, 12, true).unwrap().is_none());
-        }
-    }
-
-    #[test]
-    fn what_a_device_must_not_give_is_an_error() {
-        let (mut vring, mut queue, ram) = receive_ring();
-        give(&mut queue, &ram, &with_header(2, &[1; 10]));
-        let result = take_frame(&mut vring, &ram, 12, true);
-        assert!(matches!(result, Err(GuestError::ShortMerge { promised: 2, used: 1 })), "{result:?}");
-        give(&mut queue, &ram, &[0; 11]);
-        assert!(matches!(take_frame(&mut vring, &ram, 12, true), Err(GuestError::ShortFrame(11))));
-        // Without MRG_RXBUF nobody looks at the number.
-        give(&mut queue, &ram, &with_header(9, &[3; 10]));
-        assert_eq!(take_frame(&mut vring, &ram, 12, false).unwrap().unwrap().1, [3; 10]);
-    }
-}
+mod tests;

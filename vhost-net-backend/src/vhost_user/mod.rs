@@ -51,6 +51,8 @@ mod orders;
 #[cfg(test)]
 mod over_sockets;
 #[cfg(test)]
+mod refusals;
+#[cfg(test)]
 mod test_front_end;
 
 pub use change::Settled;
