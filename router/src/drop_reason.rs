@@ -66,7 +66,7 @@ drop_reasons! {
     DestinationMartian = "destination.martian", "The destination can never be forwarded to: loopback, link-local or reserved.", "Look at what in the guest sends this.";
     DestinationMulticast = "destination.multicast", "Multicast and broadcast are not forwarded.", "None needed: guests send some of these by themselves.";
     OwnNoService = "own.no_service", "Sent to the router itself, which offers nothing there.", "The gateway answers ARP, neighbour discovery and ping; DHCP and DNS where the network has `dhcp` and `dns`.";
-    OwnBusy = "own.busy", "The NIC asked DHCP or DNS of the router more often than it answers: 1,000 a second, 200 at once.", "Find what in the guest asks so often.";
+    OwnBusy = "own.busy", "The NIC asked DHCP or DNS of the router more often than it answers: each worker 1,000 times a second, 200 at once.", "Find what in the guest asks so often.";
     DhcpMalformed = "dhcp.malformed", "Sent to the router's DHCP service, and no message that a DHCP client of Ethernet sends: cut off, a wrong checksum, a relay's or a server's.", "A defect of the guest's DHCP client; do not run a relay in the guest.";
     DhcpClient = "dhcp.client", "The DHCP message named a hardware address that is not the NIC's.", "A NIC has one lease, for its own MAC: give what is behind the VM addresses of the VM's own.";
     DhcpDeclined = "dhcp.declined", "The guest declined its lease, for it believes that somebody else has the address.", "Look at what in the guest answers for the address: nothing else can.";

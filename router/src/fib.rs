@@ -83,7 +83,8 @@ impl Fib {
         self.hosts4.len() + self.prefixes.v4.len() > LARGE
     }
 
-    /// Fetches what [`Self::lookup`] of the first `count` of these will read.
+    /// Fetches what [`Self::lookup`] of the first `count` of these will read. The table of prefixes is asked for all of them,
+    /// for its steps are taken together.
     pub(crate) fn fetch<const N: usize>(&self, addresses: &[Ipv4Addr; N], count: usize) {
         if self.hosts4.len() > LARGE {
             addresses.iter().take(count).for_each(|address| {

@@ -2,7 +2,7 @@
 //!
 //! # Theory of operation
 //! Each limit is a token bucket ([`bucket`]) that the workers share; a NIC's packet passes all of its own and of its tenant's.
-//! The sender is charged, whatever becomes of the packet: its bytes as it sent them, from the Ethernet header on (64 KiB
+//! The sender is charged once the packet was parsed, whatever becomes of it then: its bytes as it sent them, from the Ethernet header on (64 KiB
 //! that are to be segmented are 64 KiB), and the packets that there are on the wire (those 64 KiB are 45). What comes in by
 //! an uplink is charged to nobody.
 //!

@@ -8,7 +8,7 @@ use crate::drop_reason::DropReason;
 use crate::headers::Headers;
 use crate::parse::{Arp, Fragment, ICMP, ICMPV6, IGMP, Ip, Nd, NdKind, Packet, UDP, is_group, macs};
 use crate::rewrite;
-use crate::service::Service;
+use crate::service::{DHCP4_SERVER, DHCP6_SERVER, Service};
 use crate::snapshot::{NicPort, Port, PortKind, Snapshot, UplinkPort};
 use crate::source::is_mld;
 use crate::verdict::{Answer, Verdict};
@@ -77,7 +77,7 @@ fn answers_nic(snapshot: &Snapshot, nic: &NicPort, target: IpAddr) -> bool {
         IpAddr::V4(v4) => (nic.addresses4.contains(&v4), network.gateways4.contains(&v4)),
         IpAddr::V6(v6) => (nic.addresses6.contains(&v6), network.gateways6.contains(&v6)),
     };
-    is_gateway || (!is_own && network.subnets.iter().any(|subnet| subnet.contains(&target)))
+    is_gateway || (!is_own && network.contains(target))
 }
 
 fn answers_uplink(uplink: &UplinkPort, target: IpAddr) -> bool {
@@ -105,7 +105,7 @@ fn everybody(snapshot: &Snapshot, port: &Port, head: &Headers, ip: &Ip) -> Resul
 
 /// To a DHCP server (RFC 2131; RFC 8415, section 7.2).
 fn is_to_dhcp(head: &Headers, ip: &Ip) -> bool {
-    let port = if ip.destination.is_ipv4() { 67 } else { 547 };
+    let port = if ip.destination.is_ipv4() { DHCP4_SERVER } else { DHCP6_SERVER };
     head.protocol == UDP
         && ip.fragment != Fragment::Later
         && read16(head.as_bytes(), usize::from(head.l4) + 2) == Some(port)

@@ -1,7 +1,7 @@
 //! The policy step: who may begin to talk to whom, and what belongs to a talk that was begun.
 //!
 //! # Theory of operation
-//! Two NICs of one tenant that have no group pass everything to each other, and that is seen by two flags: no rule is
+//! Two NICs of one tenant that have no group pass everything to each other, and that is seen by one class for each port: no rule is
 //! read, nothing is remembered. All else is stateful:
 //! 1. A packet of a connection that is in the table passes, in both directions, as far as its state lets it.
 //! 2. Else the rules decide ([`crate::snapshot::policy`]): those of the sender's groups (`egress`), of a peering where it

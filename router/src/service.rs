@@ -44,8 +44,9 @@ use crate::state::WorkerState;
 /// Most bytes of a frame that a service reads. No message that it knows is longer than an Ethernet frame.
 pub const LONGEST: usize = 1514;
 
-const DHCP4_SERVER: u16 = 67;
-const DHCP6_SERVER: u16 = 547;
+pub(crate) const DHCP4_CLIENT: u16 = 68;
+pub(crate) const DHCP4_SERVER: u16 = 67;
+pub(crate) const DHCP6_SERVER: u16 = 547;
 const DNS: u16 = 53;
 /// All DHCP relay agents and servers (RFC 8415, section 7.1).
 const ALL_DHCP6: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
@@ -79,7 +80,11 @@ impl Service {
     pub(crate) fn of_own(snapshot: &Snapshot, port: &Port, head: &Headers, ip: &Ip) -> Option<Self> {
         let (from, to) = ports(head, ip)?;
         match &port.kind {
-            PortKind::Uplink(_) => (from == DNS && to >= queries::FIRST_PORT).then_some(Self::DnsAnswer),
+            PortKind::Uplink(uplink) => {
+                let (_, tenant) = uplink.behind.lookup(ip.destination)?;
+                let asks = snapshot.vrf(*tenant)?.asks_upstream();
+                (asks && from == DNS && to >= queries::FIRST_PORT).then_some(Self::DnsAnswer)
+            }
             PortKind::Nic(nic) => {
                 let services = &snapshot.network(nic)?.services;
                 match to {
@@ -139,13 +144,18 @@ pub struct Desk<'d> {
     pub ingress: PortId,
 }
 
-impl Desk<'_> {
+impl<'d> Desk<'d> {
     /// Serves the message whose headers [`crate::forward()`] has seen in `head`. `frame` holds the whole frame, or its first
     /// [`LONGEST`] bytes; what is sent is written to `reply` without vnet header, checksums complete.
     pub fn serve(&mut self, service: Service, head: &Headers, frame: &[u8], reply: &mut Vec<u8>) -> Outcome {
+        let asked = Asked::read(head, frame);
         let outcome = match service {
-            Service::DnsAnswer => self.pass_answer(head, frame, reply),
-            Service::Dhcp4 | Service::Dhcp6 | Service::Dns => self.serve_guest(service, head, frame, reply),
+            Service::DnsAnswer => self.pass_answer(asked, reply),
+            Service::Dns => self.client().and_then(|client| {
+                dns::answer(self, &client, &asked.ok_or(DropReason::DnsMalformed)?, reply)
+            }),
+            Service::Dhcp4 => self.lease(asked, dhcp4::answer, reply),
+            Service::Dhcp6 => self.lease(asked, dhcp6::answer, reply),
         };
         let outcome = outcome.unwrap_or_else(|reason| Outcome { fate: Fate::Dropped(reason), reply: None });
         let mtu = |to| self.snapshot.port(to).map_or(0, |port| usize::from(port.mtu));
@@ -156,37 +166,30 @@ impl Desk<'_> {
         outcome
     }
 
-    fn serve_guest(
-        &mut self,
-        service: Service,
-        head: &Headers,
-        frame: &[u8],
-        reply: &mut Vec<u8>,
-    ) -> Result<Outcome, DropReason> {
+    /// The guest that asks, unless it asks too often.
+    fn client(&mut self) -> Result<Client<'d>, DropReason> {
         if !self.state.replies.take_service(self.ingress, self.now) {
             return Err(DropReason::OwnBusy);
         }
-        let client = Client::of(self.snapshot, self.ingress).ok_or(DropReason::OwnNoService)?;
-        let asked = Asked::read(head, frame);
-        match service {
-            Service::Dns | Service::DnsAnswer => {
-                dns::answer(self, &client, &asked.ok_or(DropReason::DnsMalformed)?, reply)
-            }
-            Service::Dhcp4 => {
-                let told = dhcp4::answer(&client, &asked.ok_or(DropReason::DhcpMalformed)?, reply)?;
-                Ok(self.told(told))
-            }
-            Service::Dhcp6 => {
-                let told = dhcp6::answer(&client, &asked.ok_or(DropReason::DhcpMalformed)?, reply)?;
-                Ok(self.told(told))
-            }
-        }
+        Client::of(self.snapshot, self.ingress).ok_or(DropReason::OwnNoService)
+    }
+
+    fn lease(
+        &mut self,
+        asked: Option<Asked<'_>>,
+        answer: impl FnOnce(&Client<'_>, &Asked<'_>, &mut Vec<u8>) -> Result<Told, DropReason>,
+        reply: &mut Vec<u8>,
+    ) -> Result<Outcome, DropReason> {
+        let client = self.client()?;
+        let told = answer(&client, &asked.ok_or(DropReason::DhcpMalformed)?, reply)?;
+        Ok(self.told(told))
     }
 
     fn told(&mut self, told: Told) -> Outcome {
         let reply = (told != Told::Nothing).then_some(self.ingress);
         let fate = match told {
             Told::Nothing | Told::Something => Fate::Consumed,
+            Told::Declined => Fate::Dropped(DropReason::DhcpDeclined),
             Told::Lease(address) => {
                 Fate::Leased { address, first: self.state.leases_first(self.ingress, address) }
             }
@@ -194,15 +197,9 @@ impl Desk<'_> {
         Outcome { fate, reply }
     }
 
-    fn pass_answer(
-        &mut self,
-        head: &Headers,
-        frame: &[u8],
-        reply: &mut Vec<u8>,
-    ) -> Result<Outcome, DropReason> {
-        let answer = Asked::read(head, frame).ok_or(DropReason::DnsMalformed)?;
-        let to = dns::pass(self, &answer, reply).ok_or(DropReason::DnsUnasked)?;
-        Ok(Outcome { fate: Fate::Consumed, reply: Some(to) })
+    fn pass_answer(&mut self, answer: Option<Asked<'_>>, reply: &mut Vec<u8>) -> Result<Outcome, DropReason> {
+        let to = dns::pass(self, &answer.ok_or(DropReason::DnsMalformed)?, reply);
+        Ok(Outcome { fate: Fate::Consumed, reply: Some(to.ok_or(DropReason::DnsUnasked)?) })
     }
 }
 
@@ -211,6 +208,8 @@ impl Desk<'_> {
 enum Told {
     Nothing,
     Something,
+    /// The guest does not want its address; it is told that we know.
+    Declined,
     /// The guest has that address.
     Lease(IpAddr),
 }

@@ -7,7 +7,7 @@ mod port_ids;
 mod routes;
 mod services;
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use topology::{Mac, Place};
@@ -51,10 +51,18 @@ pub struct Port {
 }
 
 impl Port {
-    /// The VM of a NIC; an uplink's name has no such part.
-    pub(crate) fn vm(&self) -> &str {
-        let path = self.name.split_once('/').map_or("", |(_, vm)| vm);
-        path.rsplit_once('.').map_or("", |(vm, _)| vm)
+    /// Tenant, VM and number of a NIC; an uplink's name has no such parts.
+    #[must_use]
+    pub fn parts(&self) -> Option<(&str, &str, &str)> {
+        let (tenant, nic) = self.name.split_once('/')?;
+        let (vm, nic) = nic.rsplit_once('.')?;
+        Some((tenant, vm, nic))
+    }
+
+    /// The VM of a NIC; empty of an uplink.
+    #[must_use]
+    pub fn vm(&self) -> &str {
+        self.parts().map_or("", |(_, vm, _)| vm)
     }
 }
 
@@ -123,6 +131,29 @@ pub struct Network {
     pub gateways6: Vec<Ipv6Addr>,
     /// What its guests can ask of the router.
     pub services: Services,
+}
+
+impl Network {
+    /// Whether the address lies in one of its subnets.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.subnets.iter().any(|subnet| subnet.contains(&address))
+    }
+
+    /// The first IPv6 address of the router's there that is known beyond the link.
+    #[must_use]
+    pub fn global6(&self) -> Option<Ipv6Addr> {
+        self.gateways6.iter().find(|address| !address.is_unicast_link_local()).copied()
+    }
+}
+
+impl Vrf {
+    /// Whether questions for names of its guests are sent on.
+    pub(crate) fn asks_upstream(&self) -> bool {
+        let asks =
+            |network: &Network| network.services.dns.as_ref().is_some_and(|dns| !dns.upstream.is_empty());
+        self.networks.iter().any(asks)
+    }
 }
 
 impl Snapshot {

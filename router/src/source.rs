@@ -8,6 +8,7 @@ use crate::drop_reason::DropReason;
 use crate::headers::Headers;
 use crate::ids::PortId;
 use crate::parse::{Arp, ICMPV6, Ip, Nd, NdKind, Packet, UDP, is_group, macs};
+use crate::service::{DHCP4_CLIENT, DHCP4_SERVER};
 use crate::snapshot::{NicPort, PortKind, Snapshot, UplinkPort};
 use crate::state::WorkerState;
 
@@ -145,8 +146,8 @@ fn is_dhcp(head: &Headers, ip: &Ip) -> bool {
     let l4 = usize::from(head.l4);
     head.protocol == UDP
         && ip.destination == IpAddr::V4(Ipv4Addr::BROADCAST)
-        && read16(head.as_bytes(), l4) == Some(68)
-        && read16(head.as_bytes(), l4 + 2) == Some(67)
+        && read16(head.as_bytes(), l4) == Some(DHCP4_CLIENT)
+        && read16(head.as_bytes(), l4 + 2) == Some(DHCP4_SERVER)
 }
 
 /// A multicast listener report or its like, which may come before the host has an address (RFC 3590).

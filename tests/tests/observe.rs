@@ -192,6 +192,8 @@ fn compare(field: &Field) -> Result<bool> {
         ("emitted_frames_total", "emitted"),
         ("emitted_bytes_total", "emitted_bytes"),
         ("refused_frames_total", "refused"),
+        ("leases_total", "leases"),
+        ("names_total", "names"),
     ] {
         let is = |name: &str| name.split('{').next() == Some(&format!("vmrouter_{metric}"));
         let sum: f64 = scraped.iter().filter(|(name, _)| is(name)).map(|(_, value)| value).sum();

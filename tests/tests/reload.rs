@@ -464,10 +464,32 @@ fn tenants_come_and_go_with_their_own_files() -> Result<()> {
     let file = field.daemon.file();
     let (text, code) = ask(&field.daemon, &["plan", file.to_str().context("a strange path")?])?;
     ensure!(code == 2 && text.contains("beta.toml:4:20") && socket.exists(), "{code} {text}");
+    step("a change of it that nobody confirms is taken back");
+    let file = file.to_str().context("a strange path")?;
+    let other = socket.with_file_name("y.0.sock");
+    fs::write(&own, format!("{beta}[tenant.beta.vm.y]\nnic = [{{ network = \"lan\" }}]\n"))?;
+    let (text, code) = ask(&field.daemon, &["apply", file, "--confirm", "1s"])?;
+    ensure!(code == 0 && other.exists(), "{code} {text}");
+    wait_for("the roll-back", SOON, || Ok((!other.exists()).then_some(())))?;
+    fs::write(&own, beta)?;
+    let (text, code) = ask(&field.daemon, &["plan", file])?;
+    ensure!(code == 0 && socket.exists(), "{code} {text}");
+    step("one that was cut off takes nothing away");
+    fs::write(&own, "")?;
+    said(&field, "does not describe it")?;
+    ensure!(socket.exists(), "the tenant is gone");
     step("it goes");
     fs::remove_file(&own)?;
     said(&field, "to remove")?;
     ensure!(!socket.exists(), "the socket is still there");
     allowing_c(&mut field, 0)?;
-    field.daemon.conserved()
+    field.daemon.conserved()?;
+    step("it outlives the daemon without its file");
+    fs::write(&own, beta)?;
+    said(&field, "to add")?;
+    fs::remove_file(&own)?;
+    field.daemon.kill()?;
+    field.daemon.start_last()?;
+    FakeNic::connect(&socket, NicOptions::default())?;
+    Ok(())
 }

@@ -76,7 +76,7 @@ fn a_guest_comes_up_with_nothing_configured() -> Result<()> {
     let stats = scene.daemon.stats()?;
     let port = stats["ports"].as_array().context("no ports")?.iter().find(|port| port["name"] == "acme/a.0");
     let port = port.context("no acme/a.0")?;
-    ensure!(port["leases"].as_u64() >= Some(2) && port["names"].as_u64() >= Some(4), "{port}");
+    ensure!(port["leases"].as_u64() >= Some(4) && port["names"].as_u64() >= Some(4), "{port}");
     ensure!(scene.daemon.log().contains("the guest has its first lease"), "no lease in the log");
     scene.daemon.conserved()?;
     scene.daemon.stop()

@@ -48,14 +48,15 @@ pub(crate) fn decode(source: &Source) -> Decoded {
 
 /// The tree of all files; nothing if one is not TOML.
 fn tree<'t>(source: &'t Source, problems: &mut Vec<Problem>) -> Option<Spanned<DeTable<'t>>> {
-    let mut all: Option<Spanned<DeTable<'t>>> = None;
+    let (mut all, mut is_whole) = (None::<Spanned<DeTable<'t>>>, true);
     for part in source.parts() {
         let text = source.text().get(part.bytes.clone()).unwrap_or_default();
         let tree = match DeTable::parse(text) {
             Ok(tree) => tree,
             Err(error) => {
                 problems.push(problem(source, &error, part.bytes.start));
-                return None;
+                is_whole = false;
+                continue;
             }
         };
         match &mut all {
@@ -66,7 +67,7 @@ fn tree<'t>(source: &'t Source, problems: &mut Vec<Problem>) -> Option<Spanned<D
             }
         }
     }
-    all
+    all.filter(|_| is_whole)
 }
 
 /// serde's and the parser's "message, expected this" as a problem with a hint; its span counts from `start`.

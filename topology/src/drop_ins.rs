@@ -16,6 +16,7 @@ use toml::de::{DeString, DeTable, DeValue};
 use crate::at::Span;
 use crate::problem::{Problem, Problems};
 use crate::source::Source;
+use crate::validate::names::is_name;
 
 /// Begins the line in front of each drop-in.
 const MARK: &str = "#:file ";
@@ -82,8 +83,13 @@ pub(crate) fn read(path: &Path, main: String) -> Result<String, Problems> {
         return Err(Problems::whole(&folder, format!("more than {MOST} files"), None));
     }
     let mut text = main;
+    if !tenants.is_empty() {
+        unmarked(path, &text)?;
+    }
     for tenant in tenants {
-        let drop_in = crate::read_file(&Path::new(&folder).join(format!("{tenant}.toml")))?;
+        let path = Path::new(&folder).join(format!("{tenant}.toml"));
+        let drop_in = crate::read_file(&path)?;
+        unmarked(&path, &drop_in)?;
         if !text.ends_with('\n') {
             text.push('\n');
         }
@@ -96,9 +102,15 @@ pub(crate) fn read(path: &Path, main: String) -> Result<String, Problems> {
     Ok(text)
 }
 
-fn is_name(tenant: &str) -> bool {
-    let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    (1..=32).contains(&tenant.len()) && tenant.bytes().all(legal)
+/// What looks like another file would be taken for it.
+fn unmarked(path: &Path, text: &str) -> Result<(), Problems> {
+    let parts = parts(text);
+    let Some(at) = parts.get(1).map(|part| part.bytes.start) else { return Ok(()) };
+    // The line before.
+    let line = text.get(..at).unwrap_or_default().lines().count();
+    let message =
+        format!("line {line} begins with {MARK:?} and a name, as the files of one text are told apart");
+    Err(Problems::whole(&path.display().to_string(), message, Some("remove that line")))
 }
 
 /// Puts the tenant of a drop-in into the tree of all; says what else the drop-in has.
@@ -109,6 +121,7 @@ pub(crate) fn join<'t>(
     source: &Source,
     problems: &mut Vec<Problem>,
 ) {
+    let mut is_described = false;
     let mut refuse = |span: Span, message: String, help: &str| {
         problems.push(Problem::new(source, span, message, help.to_owned()));
     };
@@ -123,6 +136,7 @@ pub(crate) fn join<'t>(
                 let Some(known) = table(all, key) else { continue };
                 for (name, tenant) in tenants {
                     let (word, span) = (name.get_ref().to_string(), name.span());
+                    is_described = true;
                     if word != *part.tenant {
                         let help = format!("rename the file, or describe {:?} only", &*part.tenant);
                         refuse(span, format!("tenant {word:?} in the file of another"), &help);
@@ -143,6 +157,16 @@ pub(crate) fn join<'t>(
                 "such a file has [tenant.NAME] tables only; all else is for the topology file",
             ),
         }
+    }
+    // One that was cut off must not take its tenant's network away.
+    if !is_described {
+        let start = part.bytes.start;
+        let message = format!("the file of tenant {:?} does not describe it", &*part.tenant);
+        refuse(
+            start..start,
+            message,
+            "remove the file, if the tenant is to go; [tenant.NAME] alone is enough",
+        );
     }
 }
 
@@ -205,9 +229,11 @@ mod tests {
         for (main, drop_in, wanted) in [
             ("", "[tenant.beta]", "t.d/acme.toml:1:9: tenant \"beta\" in the file of another"),
             ("[tenant.acme]", "[tenant.acme]", "t.d/acme.toml:1:9: tenant \"acme\" is described twice"),
-            ("", "version = 2", "t.d/acme.toml:1:1: this is not version 1"),
-            ("", "version = 1", ""),
-            ("", "[peering.p]", "t.d/acme.toml:1:2: \"peering\" in the file of a tenant"),
+            ("", "version = 2\n[tenant.acme]", "t.d/acme.toml:1:1: this is not version 1"),
+            ("", "version = 1", "t.d/acme.toml:1:1: the file of tenant \"acme\" does not describe it"),
+            ("", "# nothing", "t.d/acme.toml:1:1: the file of tenant \"acme\" does not describe it"),
+            ("", "[tenant.acme]", ""),
+            ("", "[peering.p]\n[tenant.acme]", "t.d/acme.toml:1:2: \"peering\" in the file of a tenant"),
             ("", "\n[tenant", "t.d/acme.toml:2:8: unclosed table"),
             ("tenant = 1", "[tenant.acme]", "t.toml:2:10: invalid type: integer `1`"),
             ("tenant.acme = 1", "[tenant.acme]", "t.toml:2:15: invalid type: integer `1`"),
@@ -238,6 +264,12 @@ mod tests {
             "version = 1\n#:file a\n[tenant.a]\n#:file b\n[tenant.b]"
         );
         assert_eq!(crate::read(&main).unwrap().tenants.len(), 2);
+        std::fs::write(beside.join("b.toml"), "[tenant.b]\n#:file c\n[tenant.c]").unwrap();
+        let found = crate::read_text(&main).unwrap_err().to_string();
+        assert!(found.contains("rack.d/b.toml") && found.contains("line 2 begins"), "{found}");
+        std::fs::write(beside.join("b.toml"), "#".repeat(usize::try_from(crate::MAX_BYTES).unwrap() - 9))
+            .unwrap();
+        assert!(crate::read_text(&main).unwrap_err().to_string().contains("1 MiB together"));
         std::fs::write(beside.join("B B.toml"), "").unwrap();
         assert!(crate::read_text(&main).unwrap_err().to_string().contains("is not that of a tenant"));
     }

@@ -40,6 +40,18 @@ fn large_and_deep_files_are_answered_in_time() {
             "routes",
             up_to_cap(network, &|index| format!("[[tenant.t.route]]\nto = \"x{index}\"\nvia = \"x\"\n")),
         ),
+        ("name servers", {
+            let servers: String = (0..90_000).map(|_| "\"10.0.0.1\",").collect();
+            format!(
+                "version = 1\n[tenant.t.network.n]\nsubnets = [\"10.1.0.0/24\"]\ndns = {{ upstream = [{servers}] }}\n"
+            )
+        }),
+        ("gateways", {
+            let gateways: String = (0..90_000).map(|_| "\"10.1.0.1\",").collect();
+            format!(
+                "version = 1\n[tenant.t.network.n]\nsubnets = [\"10.1.0.0/24\"]\ngateway = [{gateways}]\n"
+            )
+        }),
         ("one line", {
             let list = "{network=\"x\"},".repeat(60_000);
             format!("version = 1\ntenant.t.vm.v.nic = [{list}]\n")

@@ -13,7 +13,6 @@ mod view;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -152,12 +151,6 @@ impl Daemon {
     #[must_use]
     pub fn board(&self) -> &Board {
         &self.board
-    }
-
-    /// Where metrics are served, if they are.
-    #[must_use]
-    pub fn metrics(&self) -> Option<SocketAddr> {
-        self.metrics.as_ref().map(MetricsServer::address)
     }
 
     /// Changes what runs.

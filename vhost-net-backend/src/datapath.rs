@@ -83,6 +83,20 @@ pub struct TxQueue {
     pub enabled: bool,
 }
 
+/// A burst on its way, and where it came in.
+#[derive(Clone, Copy, Debug)]
+struct Passing<'b> {
+    ingress: PortId,
+    burst: &'b Burst<'b>,
+    /// Of the vnet header in front of each frame.
+    header_len: u32,
+    /// What the sender negotiated.
+    sender: OffloadCaps,
+    now: Instant,
+    /// None: it came by an uplink.
+    from: Option<&'b TxRing>,
+}
+
 /// What became of the frames of one group, to be counted together.
 #[derive(Debug, Default)]
 struct Sum {
@@ -195,7 +209,8 @@ impl Datapath {
         if burst.frames.is_empty() {
             return Ok(0);
         }
-        self.forward(*port, &burst, ring.header_len(), ring.sender(), now, Some(ring));
+        let (header_len, sender) = (ring.header_len(), ring.sender());
+        self.forward(&Passing { ingress: *port, burst: &burst, header_len, sender, now, from: Some(ring) });
         ring.complete(&burst);
         self.publish();
         ring.judge(&burst, now)?;
@@ -221,15 +236,15 @@ impl Datapath {
         if burst.frames.is_empty() {
             return Ok(0);
         }
-        let sender = tap.caps();
-        self.forward(port, &burst, Tap::HEADER_LEN, sender, now, None);
+        let (header_len, sender) = (Tap::HEADER_LEN, tap.caps());
+        self.forward(&Passing { ingress: port, burst: &burst, header_len, sender, now, from: None });
         self.publish();
         Ok(burst.frames.len())
     }
 
     /// Sends a frame of the router's own out of `port`.
     pub fn emit(&mut self, port: PortId, frame: &[u8]) {
-        self.send_reply(port, frame);
+        self.send_reply(port, port, frame);
         self.publish();
     }
 
@@ -243,35 +258,20 @@ impl Datapath {
 
     /// Phases 1 and 2. That nobody looks costs one branch a burst.
     #[inline]
-    fn forward(
-        &mut self,
-        ingress: PortId,
-        burst: &Burst<'_>,
-        header_len: u32,
-        sender: OffloadCaps,
-        now: Instant,
-        from: Option<&TxRing>,
-    ) {
+    fn forward(&mut self, passing: &Passing<'_>) {
         let Some(mut watch) = self.watch.take() else {
-            self.decide(ingress, burst, header_len, sender, now, &mut Nobody::default());
-            return self.deliver(ingress, burst, header_len, from, &mut Nobody::default());
+            self.decide(passing, &mut Nobody::default());
+            return self.deliver(passing, &mut Nobody::default());
         };
-        self.decide(ingress, burst, header_len, sender, now, &mut *watch);
-        self.deliver(ingress, burst, header_len, from, &mut *watch);
-        let goes_on = watch.tell(&self.snapshot, ingress, burst, header_len);
+        self.decide(passing, &mut *watch);
+        self.deliver(passing, &mut *watch);
+        let goes_on = watch.tell(&self.snapshot, passing.ingress, passing.burst, passing.header_len);
         self.watch = goes_on.then_some(watch);
     }
 
     /// Phase 1: every frame gets its verdict; what needs no egress is settled here.
-    fn decide(
-        &mut self,
-        ingress: PortId,
-        burst: &Burst<'_>,
-        header_len: u32,
-        sender: OffloadCaps,
-        now: Instant,
-        watch: &mut impl Watcher,
-    ) {
+    fn decide(&mut self, passing: &Passing<'_>, watch: &mut impl Watcher) {
+        let Passing { ingress, burst, header_len, sender, now, .. } = *passing;
         let counters = self.counters.block(self.worker, ingress);
         // First, so that nobody who reads ever sees more outcomes than frames.
         counters.add(Counter::Received, u64::try_from(burst.fresh()).unwrap_or(0));
@@ -310,7 +310,9 @@ impl Datapath {
                     service::copy(burst, i, header_len, head, &mut self.message);
                     let (snapshot, state) = (&*self.snapshot, &mut self.state);
                     let desk = Desk { snapshot, state, now, ingress };
-                    service::serve(desk, service, head, &self.message, counters, &mut self.replies);
+                    let (message, replies) = (&self.message, &mut self.replies);
+                    let refused = service::serve(desk, service, head, message, counters, replies);
+                    refused.into_iter().for_each(|reason| watch.lost(i, reason));
                 }
                 Verdict::Answer(answer) => {
                     counters.add(Counter::Consumed, 1);
@@ -334,14 +336,8 @@ impl Datapath {
     }
 
     /// Phase 2: each egress gets its frames, in the order they came.
-    fn deliver(
-        &mut self,
-        ingress: PortId,
-        burst: &Burst<'_>,
-        header_len: u32,
-        from: Option<&TxRing>,
-        watch: &mut impl Watcher,
-    ) {
+    fn deliver(&mut self, passing: &Passing<'_>, watch: &mut impl Watcher) {
+        let Passing { ingress, burst, header_len, from, .. } = *passing;
         self.approach();
         while let Some((egress, frames)) = self.groups.pop() {
             let port = self.ports.get(egress.index());
@@ -385,7 +381,7 @@ impl Datapath {
             }
         }
         let mut replies = std::mem::take(&mut self.replies);
-        replies.each(|to, reply| self.send_reply(to, reply));
+        replies.each(|to, reply| self.send_reply(ingress, to, reply));
         // Back in its place, for its memory.
         self.replies = replies;
     }
@@ -422,13 +418,14 @@ impl Datapath {
         self.unshown.iter().all(|to| to.ingress != ingress)
     }
 
-    fn send_reply(&mut self, port: PortId, frame: &[u8]) {
+    /// Sends a frame of the router's own out of `port`, for what came in by `ingress`.
+    fn send_reply(&mut self, ingress: PortId, port: PortId, frame: &[u8]) {
         let counters = self.counters.block(self.worker, port);
         let vnet = VnetHeader { num_buffers: 1, ..VnetHeader::default() };
         let outcome = if let Some(tap) = self.taps.get_mut(port.index()).and_then(Option::as_mut) {
             tap.put(vnet, frame, &[])
         } else if let Some(mut rx) = self.ports.get(port.index()).and_then(|p| p.lock_rx(self.worker)) {
-            self.unshown.push(Unshown { egress: port, ingress: port });
+            self.unshown.push(Unshown { egress: port, ingress });
             rx.put(vnet, frame, &[])
         } else {
             Err(DropReason::RxNotConnected)

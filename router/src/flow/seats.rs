@@ -53,10 +53,12 @@ impl Seats {
     /// The seat of the tenant of that name, which may hold `limit` entries, or half the table. `None`: all are taken.
     #[cfg(test)]
     pub(crate) fn take(&self, tenant: &str, limit: Option<u32>) -> Option<Seat> {
-        self.take_all([(tenant, limit)]).pop()?
+        let seat = self.take_all([(tenant, limit)]).pop()?;
+        self.recount();
+        seat
     }
 
-    /// The seats of all these tenants, in one pass.
+    /// The seats of all these tenants, in one pass; [`Self::recount`] follows.
     pub(crate) fn take_all<'t>(
         &self,
         tenants: impl IntoIterator<Item = (&'t str, Option<u32>)>,
@@ -76,9 +78,7 @@ impl Seats {
             };
             self.seat(&taken, index, limit)
         });
-        let seats = seats.collect();
-        self.count(&taken);
-        seats
+        seats.collect()
     }
 
     /// The seats that these tenants have, for whoever only looks: nobody holds them by that.
@@ -93,12 +93,9 @@ impl Seats {
         seats.collect()
     }
 
-    /// Counts who has a seat, now that some were left.
+    /// Counts who has a seat, now that some were taken and some left.
     pub(crate) fn recount(&self) {
-        self.count(&self.taken.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-
-    fn count(&self, taken: &[Taken]) {
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let in_use = taken.iter().filter(|seat| Arc::strong_count(&seat.held) > 1).count();
         self.tenants.store(in_use.max(1), Ordering::Relaxed);
     }
@@ -213,6 +210,7 @@ mod tests {
         drop(other);
         assert_eq!(seats.take("umbrella", None).unwrap().index(), 0);
     }
+
     #[test]
     fn all_are_given_at_once_and_counted_again_when_some_are_left() {
         let seats = Seats::new(4096);
@@ -223,6 +221,7 @@ mod tests {
         let index = |seat: &Option<Seat>| seat.as_ref().map(Seat::index);
         let ten = take(0..10);
         assert_eq!(ten.iter().map(index).collect::<Vec<_>>(), (0..10).map(Some).collect::<Vec<_>>());
+        seats.recount();
         assert_eq!(seats.share(), 409);
         let two = take(8..10);
         drop(ten);

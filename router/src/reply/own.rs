@@ -69,7 +69,7 @@ fn gateway(network: &Network, near: IpAddr) -> Option<IpAddr> {
 }
 
 fn serving(vrf: &Vrf, destination: IpAddr) -> Option<&Network> {
-    vrf.networks.iter().find(|network| network.subnets.iter().any(|net| net.contains(&destination)))
+    vrf.networks.iter().find(|network| network.contains(destination))
 }
 
 /// Whether `address` is one of the router's own there.
@@ -97,10 +97,7 @@ pub(crate) fn link_local(snapshot: &Snapshot, port: PortId) -> Ipv6Addr {
 
 /// The address at which guests of that port ask for names by IPv6: a global one if the router has one there.
 pub(crate) fn name_server6(snapshot: &Snapshot, port: PortId) -> Ipv6Addr {
-    let gateways =
-        nic_network(snapshot, port).map(|network| network.gateways6.as_slice()).unwrap_or_default();
-    let global = gateways.iter().find(|address| !address.is_unicast_link_local());
-    global.copied().unwrap_or_else(|| link_local(snapshot, port))
+    nic_network(snapshot, port).and_then(Network::global6).unwrap_or_else(|| link_local(snapshot, port))
 }
 
 /// The gateway in the subnet of `near`, else the first.

@@ -12,14 +12,13 @@ use smoltcp::wire::{
 use topology::Mac;
 
 use super::asked::Asked;
-use super::{Client, DHCP4_SERVER, Told};
+use super::{Client, DHCP4_CLIENT, DHCP4_SERVER, Told};
 use crate::bytes::{array, read16};
 use crate::drop_reason::DropReason;
 use crate::reply::frame::{Link, udp};
 
 /// Seconds that a lease lasts: a changed topology file is known to its guests after half of it.
 const LEASE: u32 = 3600;
-const CLIENT: u16 = 68;
 const ALL: Mac = Mac([0xff; 6]);
 const MAGIC: u32 = 0x6382_5363;
 /// Bytes in front of the options.
@@ -84,7 +83,8 @@ pub(super) fn answer(
     let (to, mac) = destination(client, &request, &lease, kind);
     let link = Link { from: client.snapshot.router_mac, to: mac };
     let from = SocketAddr::from((lease.gateway, DHCP4_SERVER));
-    udp(reply, link, from, SocketAddr::from((to, CLIENT)), &payload).ok_or(DropReason::DhcpMalformed)?;
+    udp(reply, link, from, SocketAddr::from((to, DHCP4_CLIENT)), &payload)
+        .ok_or(DropReason::DhcpMalformed)?;
     let leased = kind == DhcpMessageType::Ack && request.kind == DhcpMessageType::Request;
     Ok(if leased { Told::Lease(lease.address.into()) } else { Told::Something })
 }
@@ -208,7 +208,7 @@ impl Lease {
     }
 }
 
-/// The message, of at most `limit` bytes. What there is no room for is left out, the least needed first.
+/// The message, of at most `limit` bytes. What there is no room for is left out; what is most needed comes first.
 fn write(
     client: &Client<'_>,
     request: &Request<'_>,
@@ -242,11 +242,11 @@ fn write(
             options.put(code::RENEWAL, &(LEASE / 2).to_be_bytes());
             options.put(code::REBINDING, &(LEASE / 8 * 7).to_be_bytes());
         }
-        tell(client, request, lease, &mut options);
     }
-    // RFC 6842: the client finds its own answer by it.
-    if !request.client_id.is_empty() {
-        options.put(code::CLIENT_ID, request.client_id);
+    // RFC 6842: the client finds its own answer by it. There is always room.
+    options.put(code::CLIENT_ID, request.client_id);
+    if kind != DhcpMessageType::Nak {
+        tell(client, request, lease, &mut options);
     }
     let mut message = options.message;
     message.push(255);
@@ -258,12 +258,12 @@ fn write(
 fn tell(client: &Client<'_>, request: &Request<'_>, lease: &Lease, options: &mut Options) {
     let gateway = lease.gateway.octets();
     options.put(code::MASK, &lease.subnet.netmask().octets());
+    options.put(code::ROUTER, &gateway);
     // RFC 3442: a client that takes these looks at no others, so the default route is among them.
     let routes = routes(client, lease.gateway);
     if !routes.is_empty() && request.wanted.contains(&code::ROUTES) {
         options.put(code::ROUTES, &routes);
     }
-    options.put(code::ROUTER, &gateway);
     options.put(code::MTU, &client.port.mtu.to_be_bytes());
     if let Some(domain) = client.domain() {
         options.put(code::NAME_SERVER, &gateway);
@@ -297,7 +297,7 @@ struct Options {
 }
 
 impl Options {
-    /// One more, if there is room for it.
+    /// One more, if there is room for it and anything in it.
     fn put(&mut self, code: u8, data: &[u8]) {
         let Ok(len) = u8::try_from(data.len()) else { return };
         if len > 0 && self.message.len() + 2 + data.len() <= self.limit {

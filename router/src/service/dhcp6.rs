@@ -105,9 +105,6 @@ pub(super) fn answer(
     if request.server_id.is_some() && !ours {
         return Ok(Told::Nothing);
     }
-    if request.kind == kind::DECLINE {
-        return Err(DropReason::DhcpDeclined);
-    }
     let address = *client.nic.addresses6.first().ok_or(DropReason::OwnNoService)?;
     let mut message = Message::new(&request, &server_id);
     let Some(told) = fill(client, &request, address, &mut message) else { return Ok(Told::Nothing) };
@@ -135,6 +132,10 @@ fn fill(
             message.status(if good { status::SUCCESS } else { status::NOT_ON_LINK });
         }
         kind::RELEASE => message.status(status::SUCCESS),
+        kind::DECLINE => {
+            message.status(status::SUCCESS);
+            told = Told::Declined;
+        }
         kind::INFORMATION => name_service(client, message),
         _ => {
             let mut left = Some(address);

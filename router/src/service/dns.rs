@@ -7,14 +7,14 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::asked::Asked;
-use super::queries::{Asker, FIRST_PORT, Refused};
+use super::queries::{Asker, Refused};
 use super::zones::{self, Found};
 use super::{Client, DNS, Desk, Fate, Outcome};
 use crate::bytes::{array, read16, write16};
 use crate::drop_reason::DropReason;
 use crate::fib::{Hop, NextHop, Route};
 use crate::ids::PortId;
-use crate::parse::UDP;
+use crate::parse::{ETHER_LEN, UDP};
 use crate::reply::frame::{Link, udp};
 use crate::reply::own;
 use crate::snapshot::PortKind;
@@ -188,7 +188,11 @@ fn forward(
         let link = Link { from: client.snapshot.router_mac, to: next.mac };
         let (from, to) = (SocketAddr::new(source, query.port), SocketAddr::new(query.server, DNS));
         udp(frame, link, from, to, &message).ok_or(DropReason::DnsMalformed)?;
-        if frame.len() > usize::from(next.mtu) + 14 { Err(DropReason::MtuExceeded) } else { Ok(next.port) }
+        if frame.len() > usize::from(next.mtu) + ETHER_LEN {
+            Err(DropReason::MtuExceeded)
+        } else {
+            Ok(next.port)
+        }
     };
     send().inspect_err(|_| queries.forget(&client.vrf.tenant, query.port, query.id))
 }
@@ -200,10 +204,7 @@ fn way<'s>(client: &Client<'s>, server: IpAddr) -> Result<(&'s NextHop, IpAddr),
     };
     let source = match server {
         IpAddr::V4(_) => client.network.gateways4.first().copied().map(IpAddr::V4),
-        IpAddr::V6(_) => {
-            let mut own = client.network.gateways6.iter();
-            own.find(|address| !address.is_unicast_link_local()).copied().map(IpAddr::V6)
-        }
+        IpAddr::V6(_) => client.network.global6().map(IpAddr::V6),
     };
     Ok((next, source.ok_or(DropReason::RouteNone)?))
 }
@@ -217,7 +218,7 @@ pub(super) fn pass(desk: &mut Desk<'_>, answer: &Asked<'_>, frame: &mut Vec<u8>)
     let message = answer.payload;
     let [id0, id1, flags, ..] = *message else { return None };
     let section = message.get(HEADER..HEADER + section_len(message)?)?;
-    if flags & flag::RESPONSE == 0 || answer.to.port() < FIRST_PORT {
+    if flags & flag::RESPONSE == 0 {
         return None;
     }
     let id = u16::from_be_bytes([id0, id1]);
@@ -312,7 +313,7 @@ impl<'m> Question<'m> {
         }
     }
 
-    /// The name in lower case; `None` if it has bytes that no name of ours has.
+    /// The name in lower case, with `_` for every byte that no name of ours has.
     fn name(&self) -> Option<String> {
         let mut name = String::new();
         let mut rest = self.section;
@@ -327,7 +328,7 @@ impl<'m> Question<'m> {
             }
             for byte in label {
                 let legal = byte.is_ascii_alphanumeric() || *byte == b'-';
-                name.push(legal.then(|| char::from(byte.to_ascii_lowercase()))?);
+                name.push(if legal { char::from(byte.to_ascii_lowercase()) } else { '_' });
             }
             rest = behind;
         }

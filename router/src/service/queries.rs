@@ -6,7 +6,8 @@
 //! poison beyond the one answer.
 //!
 //! A tenant has [`PER_TENANT`] places and a NIC [`PER_NIC`] of them: no tenant takes a place from another, and no NIC all
-//! of its tenant's. A question that a guest repeats keeps its place and goes to the next server. Tenants that are gone
+//! of its tenant's. A question that a guest repeats goes to the next server, from whichever port and under whichever number it is
+//! repeated; one that is the same in these too keeps its place. Tenants that are gone
 //! are forgotten with a change of the configuration. One short lock, taken for these questions and answers only.
 
 use std::collections::HashMap;
@@ -98,11 +99,9 @@ impl Queries {
         }
         let queries = tenants.get_mut(tenant).ok_or(Refused)?;
         queries.retain(|query| query.until > now);
-        let again = queries.iter().position(|query| query.asker == asker && *query.section == *section);
-        let choice = again.and_then(|at| queries.get(at)).map_or(0, |query| query.choice + 1);
-        if let Some(at) = again {
-            queries.swap_remove(at);
-        }
+        let alike = |query: &&Query| query.asker.port == asker.port && *query.section == *section;
+        let choice = queries.iter().filter(alike).map(|query| query.choice + 1).max().unwrap_or(0);
+        queries.retain(|query| query.asker != asker || *query.section != *section);
         let of_nic = queries.iter().filter(|query| query.asker.port == asker.port).count();
         if queries.len() >= PER_TENANT || of_nic >= PER_NIC {
             return Err(Refused);

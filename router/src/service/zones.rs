@@ -30,7 +30,7 @@ pub(super) enum Found {
 /// The name, in lower case and without the last dot, as the NIC's tenant sees it; and the zone that it is in.
 pub(super) fn find(client: &Client<'_>, name: &str) -> (Found, String) {
     if let Some((address, zone)) = reverse(name) {
-        let network = client.vrf.networks.iter().find(|network| has(network, address));
+        let network = client.vrf.networks.iter().find(|network| network.contains(address));
         return match network {
             None => (Found::Foreign, String::new()),
             Some(_) => (owner(client, address).map_or(Found::Nothing, Found::Address), zone),
@@ -86,10 +86,6 @@ pub(crate) fn wire(name: &str) -> Vec<u8> {
 fn below<'n>(name: &'n str, zone: &str) -> Option<&'n str> {
     let rest = name.strip_suffix(zone)?;
     if rest.is_empty() { Some(rest) } else { rest.strip_suffix('.') }
-}
-
-fn has(network: &Network, address: IpAddr) -> bool {
-    network.subnets.iter().any(|net| net.contains(&address))
 }
 
 /// The NIC of that port, if it is on network `at`.

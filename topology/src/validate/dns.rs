@@ -31,7 +31,7 @@ pub(crate) fn validate(raw: &RawDns, ctx: &mut Context<'_>) -> Dns {
         ctx.problem(server.span(), message, "name those that answer best");
     }
     let mut upstream: Vec<IpAddr> = Vec::new();
-    for text in &raw.upstream {
+    for text in raw.upstream.iter().take(limits::UPSTREAMS_READ) {
         let expected = "as \"198.51.100.53\"";
         let Some(server) = ctx.parse::<IpAddr>(text, "an IP address", expected) else { continue };
         if let Some(why) = subnets::reserved(IpNet::from(server)) {
@@ -48,7 +48,7 @@ pub(crate) fn validate(raw: &RawDns, ctx: &mut Context<'_>) -> Dns {
 /// Questions leave by an uplink, from the router's own address on the network: both must be there.
 pub(crate) fn reachable(raw: &RawTenant, tenant: &Tenant, ctx: &mut Context<'_>) {
     for (entry, network) in raw.network.iter().zip(&tenant.networks) {
-        let texts = entry.value.dns.iter().flat_map(|dns| &dns.upstream);
+        let texts = entry.value.dns.iter().flat_map(|dns| dns.upstream.iter().take(limits::UPSTREAMS_READ));
         for text in texts {
             let Ok(server) = text.parse::<IpAddr>() else { continue };
             check(text, server, network, tenant, ctx);

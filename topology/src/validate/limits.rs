@@ -14,6 +14,10 @@ pub(crate) const SUBNETS: usize = 16;
 pub(crate) const NICS: usize = 32;
 /// Name servers of one network: as many as a resolver of C asks (resolv.conf, MAXNS).
 pub(crate) const UPSTREAMS: usize = 3;
+/// So many are looked at: more are wrong anyway.
+pub(crate) const UPSTREAMS_READ: usize = 32;
+/// Gateways of a network: one for each subnet, and link-local ones.
+pub(crate) const GATEWAYS: usize = 2 * SUBNETS;
 /// Configured addresses of one NIC.
 pub(crate) const ADDRESSES: usize = 64;
 

@@ -12,7 +12,7 @@ mod flips;
 mod forwards;
 mod limits;
 mod mirrors;
-mod names;
+pub(crate) mod names;
 mod networks;
 mod nics;
 mod peerings;

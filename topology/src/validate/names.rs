@@ -69,7 +69,8 @@ pub(crate) fn domain(domain: &At<String>, ctx: &mut Context<'_>) {
     }
 }
 
-fn is_name(name: &str) -> bool {
+/// Whether it may name a tenant, a VM and the like.
+pub(crate) fn is_name(name: &str) -> bool {
     let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     (1..=32).contains(&name.len()) && name.bytes().all(legal)
 }

@@ -89,7 +89,11 @@ fn guest_subnet(text: &At<String>, ctx: &mut Context<'_>) -> Option<IpNet> {
 /// link-local address serves all IPv6 subnets.
 fn gateways(raw: &RawNetwork, network: &Network, ctx: &mut Context<'_>) -> Vec<IpAddr> {
     let mut gateways: Vec<IpAddr> = Vec::new();
-    for text in &raw.gateway {
+    if let Some(text) = raw.gateway.get(limits::GATEWAYS) {
+        let message = format!("a network has at most {} gateways", limits::GATEWAYS);
+        ctx.problem(text.span(), message, "one for each subnet, and a link-local one");
+    }
+    for text in raw.gateway.iter().take(limits::GATEWAYS) {
         let Some(address) = ctx.parse::<IpAddr>(text, "an IP address", "as \"10.0.0.1\" or \"fe80::1\"")
         else {
             continue;

@@ -1,6 +1,7 @@
 //! What a tenant sees of all its peers: an address there leads to one of them, and nowhere else.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -9,14 +10,11 @@ use crate::model::Tenant;
 use crate::policy::{Peering, Side};
 use crate::raw::RawFile;
 use crate::validate::context::Context;
-use crate::validate::networks;
+use crate::validate::subnets::{self, Claim};
+use crate::validate::{limits, networks};
 
 /// A subnet of a peer, whose network it is, and the peering that brings it.
-struct Seen {
-    net: IpNet,
-    side: Side,
-    at: Span,
-}
+type Seen = Claim<Side>;
 
 /// Subnets of different peers of a tenant must not overlap, and its own routes must not lead there. `spans`: where each
 /// peering names its sides.
@@ -32,6 +30,7 @@ pub(crate) fn validate(
         seen.sort_by_key(|seen| seen.net);
         overlaps(&seen, tenants, ctx);
         routes(tenant, &seen, raw, tenants, ctx);
+        name_servers(tenant, &seen, raw, tenants, ctx);
     }
 }
 
@@ -50,34 +49,28 @@ fn seen(peerings: &[Peering], spans: &[Span], tenants: &[Tenant]) -> BTreeMap<us
     for ((here, ..), (side, span)) in first {
         let network = tenants.get(side.tenant).and_then(|tenant| tenant.networks.get(side.network));
         let nets = network.into_iter().flat_map(networks::nets);
-        seen.entry(here).or_default().extend(nets.map(|net| Seen { net, side, at: span.clone() }));
+        seen.entry(here).or_default().extend(nets.map(|net| Seen { net, owner: side, span: span.clone() }));
     }
     seen
 }
 
 fn overlaps(seen: &[Seen], tenants: &[Tenant], ctx: &mut Context<'_>) {
-    let mut around: Vec<&Seen> = Vec::new();
-    for inner in seen {
-        while around.pop_if(|outer| !outer.net.contains(&inner.net)).is_some() {}
-        // Overlaps within one tenant are reported there.
-        if let Some(outer) = around.last().filter(|outer| outer.side.tenant != inner.side.tenant) {
-            let (later, earlier) =
-                if inner.at.start > outer.at.start { (inner, *outer) } else { (*outer, inner) };
-            let message = format!(
-                "{} of {} overlaps {} of {}, which line {} peers with too",
-                later.net,
-                name(later.side, tenants),
-                earlier.net,
-                name(earlier.side, tenants),
-                ctx.place(&earlier.at).line
-            );
-            ctx.problem(
-                later.at.clone(),
-                message,
-                "all that one tenant is peered with needs different subnets",
-            );
-        }
-        around.push(inner);
+    // Overlaps within one tenant are reported there.
+    let pairs = subnets::overlaps(seen);
+    for (earlier, later) in pairs.into_iter().filter(|(a, b)| a.owner.tenant != b.owner.tenant) {
+        let message = format!(
+            "{} of {} overlaps {} of {}, which line {} peers with too",
+            later.net,
+            name(later.owner, tenants),
+            earlier.net,
+            name(earlier.owner, tenants),
+            ctx.place(&earlier.span).line
+        );
+        ctx.problem(
+            later.span.clone(),
+            message,
+            "all that one tenant is peered with needs different subnets",
+        );
     }
 }
 
@@ -86,18 +79,35 @@ fn routes(tenant: usize, seen: &[Seen], raw: &RawFile, tenants: &[Tenant], ctx: 
     let routes = raw.tenant.get(tenant).map_or(&[][..], |tenant| &tenant.value.route);
     for to in routes.iter().filter_map(|route| route.to.as_ref()) {
         let Ok(net) = to.parse::<IpNet>() else { continue };
-        let after = seen.partition_point(|seen| seen.net <= net);
-        let Some(peer) = after.checked_sub(1).and_then(|at| seen.get(at)) else { continue };
-        if peer.net.contains(&net) {
-            let line = ctx.place(&peer.at).line;
-            let message = format!(
-                "{net} is within {} of {}, which line {line} peers with",
-                peer.net,
-                name(peer.side, tenants)
-            );
-            ctx.problem(to.span(), message, "a peering is the one way to its networks: leave the route out");
+        if let Some(within) = within(net, seen, tenants, ctx) {
+            let help = "a peering is the one way to its networks: leave the route out";
+            ctx.problem(to.span(), format!("{net} is {within}"), help);
         }
     }
+}
+
+/// Questions for names leave by an uplink only.
+fn name_servers(tenant: usize, seen: &[Seen], raw: &RawFile, tenants: &[Tenant], ctx: &mut Context<'_>) {
+    let networks = raw.tenant.get(tenant).into_iter().flat_map(|tenant| tenant.value.network.iter());
+    for text in networks
+        .filter_map(|network| network.value.dns.as_ref())
+        .flat_map(|dns| dns.upstream.iter().take(limits::UPSTREAMS_READ))
+    {
+        let Ok(server) = text.parse::<IpAddr>() else { continue };
+        if let Some(within) = within(server.into(), seen, tenants, ctx) {
+            let help = "name servers are asked by way of an uplink: name one beyond it";
+            ctx.problem(text.span(), format!("{server} is {within}"), help);
+        }
+    }
+}
+
+/// In which peer's network that is, if it is in one, and by which line.
+fn within(net: IpNet, seen: &[Seen], tenants: &[Tenant], ctx: &Context<'_>) -> Option<String> {
+    let after = seen.partition_point(|seen| seen.net <= net);
+    let peer = seen.get(after.checked_sub(1)?).filter(|peer| peer.net.contains(&net))?;
+    let (of, at) = (name(peer.owner, tenants), ctx.place(&peer.span));
+    // Peerings are in the topology file; what leads there may be in another.
+    Some(format!("within {} of {of}, which the topology file peers with in line {}", peer.net, at.line))
 }
 
 fn name(side: Side, tenants: &[Tenant]) -> String {

@@ -2,10 +2,10 @@
 //!
 //! The daemon makes the format; here it is passed on. Each frame has a comment that says whose it is and what became of it.
 
-use std::fs::OpenOptions;
+use std::fs::{OpenOptions, Permissions};
 use std::io::{self, IsTerminal as _, Write};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::PathBuf;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
 
 use super::packet_stats::Context;
 use super::vm::legal_name;
@@ -34,38 +34,51 @@ pub struct Args {
 /// # Errors
 /// When the output is a terminal or cannot be written, or the daemon is not running or refuses.
 pub fn page(context: &Context, args: &Args) -> Result<Page, Failure> {
-    let mut out: Box<dyn Write> = match &args.write {
-        Some(path) => {
-            // It holds what guests sent.
-            let mut options = OpenOptions::new();
-            let opened = options.write(true).create(true).truncate(true).mode(0o600).open(path);
-            let failed = |error| Failure::failed(format!("cannot write {}: {error}", path.display()));
-            Box::new(opened.map_err(failed)?)
-        }
-        None if io::stdout().is_terminal() => {
-            return Err(Failure::usage(
-                "a capture is no text: say -w FILE, or packet-stats capture | wireshark -k -i -",
-            ));
-        }
-        None => Box::new(io::stdout().lock()),
-    };
+    if args.write.is_none() && io::stdout().is_terminal() {
+        return Err(Failure::usage(
+            "a capture is no text: say -w FILE, or packet-stats capture | wireshark -k -i -",
+        ));
+    }
     let mut resource = format!("/v1/capture?{}", filters(context, args.drops)?);
     let numbers = [("n", args.n), ("snaplen", args.snaplen.map(u64::from))];
     for (key, value) in numbers.iter().filter_map(|(key, value)| Some((key, (*value)?))) {
         resource.push_str(&format!("&{key}={value}"));
     }
-    let mut written = Ok(());
-    client::stream(&context.run_dir, &resource, |bytes| {
-        // Each piece at once: somebody looks on.
-        written = out.write_all(bytes).and_then(|()| out.flush());
+    let (mut out, mut written) = (None, Ok(()));
+    let each = |bytes: &[u8]| {
+        written = put(&mut out, args.write.as_deref(), bytes);
         written.is_ok()
-    })?;
+    };
+    match &args.write {
+        Some(_) => client::stream(&context.run_dir, &resource, std::future::pending(), each)?,
+        None => client::stream(&context.run_dir, &resource, client::reader_goes(), each)?,
+    }
     match written {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::failed(format!("cannot write the capture: {error}")))
+            let name =
+                args.write.as_ref().map_or("the capture".to_owned(), |path| path.display().to_string());
+            Err(Failure::failed(format!("cannot write {name}: {error}")))
         }
         _ => Ok(Page::default()),
     }
+}
+
+/// Writes a piece at once, for somebody looks on. A file is opened for the first one only: there is a capture now.
+fn put(out: &mut Option<Box<dyn Write>>, path: Option<&Path>, bytes: &[u8]) -> io::Result<()> {
+    let out = match (&mut *out, path) {
+        (Some(out), _) => out,
+        (None, None) => out.insert(Box::new(io::stdout().lock())),
+        (None, Some(path)) => {
+            let mut options = OpenOptions::new();
+            let file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
+            // It holds what guests sent; the file may have been there before. What is no file has its own rights.
+            if file.metadata()?.is_file() {
+                file.set_permissions(Permissions::from_mode(0o600))?;
+            }
+            out.insert(Box::new(file))
+        }
+    };
+    out.write_all(bytes).and_then(|()| out.flush())
 }
 
 /// Tenant, VM and drops as part of a resource.
@@ -101,7 +114,7 @@ mod tests {
         let of = |tenant: Option<&str>, vm: Option<&str>| Context {
             tenant: tenant.map(str::to_owned),
             vm: vm.map(str::to_owned),
-            ..Context::of(std::path::Path::new("/"))
+            ..Context::of(Path::new("/"))
         };
         for (tenant, vm, wanted) in [
             (None, None, Some("drops=true")),

@@ -202,6 +202,19 @@ fn answer(cli: &Cli, last: &mut Option<Threads>) -> Result<Page, Failure> {
     if since_last && !matches!(cli.command, None | Some(Command::Drops { .. })) {
         return Err(Failure::usage("--since-last is for the table of NICs and for drops"));
     }
+    let goes_on = match &cli.command {
+        Some(Command::Capture(_)) => true,
+        Some(Command::Trace(args)) => args.is_live(),
+        _ => false,
+    };
+    if cli.common.watch.is_some() && goes_on {
+        return Err(Failure::usage("--watch is not for what goes on by itself"));
+    }
+    if json && matches!(cli.command, Some(Command::Capture(_) | Command::Top)) {
+        return Err(Failure::usage(
+            "there is no JSON of that; of live packets: packet-stats trace -n 20 --json",
+        ));
+    }
     let context = Context {
         run_dir: run_dir::run_dir(cli.common.run_dir.as_deref(), None)?,
         json,

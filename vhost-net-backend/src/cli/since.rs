@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::packet_stats::Context;
+use super::state_dir::state_home;
 use super::text::uptime;
 use super::{Failure, source};
 use crate::control::api::Stats;
@@ -84,10 +85,8 @@ fn folder(
     uid: u32,
     exists: impl Fn(&Path) -> bool,
 ) -> Option<PathBuf> {
-    let variable = |name| environment(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let home = || variable("HOME").map(|home| home.join(".local/state"));
     let runtime = || Some(PathBuf::from(format!("/run/user/{uid}"))).filter(|folder| exists(folder));
-    Some(variable("XDG_STATE_HOME").or_else(home).or_else(runtime)?.join("packet-stats"))
+    Some(state_home(environment).or_else(runtime)?.join("packet-stats"))
 }
 
 /// A run directory has at most the 107 bytes of a socket's path, so this is short enough for a file's name.
@@ -118,7 +117,9 @@ fn write(path: &Path, call: &Call) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let new = path.with_extension(format!("{}.new", std::process::id()));
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    // One of a call of that number that was killed.
+    let _ = fs::remove_file(&new);
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
     let written = serde_json::to_vec(call).map_err(io::Error::other).and_then(|bytes| file.write_all(&bytes));
     written.and_then(|()| fs::rename(&new, path)).inspect_err(|_| drop(fs::remove_file(&new)))
 }

@@ -21,24 +21,28 @@ fn choose(
     environment: impl Fn(&str) -> Option<OsString>,
     root: bool,
 ) -> Result<PathBuf, Failure> {
-    let variable = |name| environment(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(flag) = flag {
         return Ok(flag.to_owned());
     }
-    if let Some(state) = variable("STATE_DIRECTORY") {
+    if let Some(state) = environment("STATE_DIRECTORY").filter(|value| !value.is_empty()).map(PathBuf::from) {
         // With several directories in the unit, systemd joins them by colons.
         let first = state.to_str().and_then(|text| text.split(':').next()).map(PathBuf::from);
         return Ok(first.unwrap_or(state));
     }
-    match (given, root, variable("XDG_STATE_HOME"), variable("HOME")) {
+    match (given, root, state_home(environment)) {
         (Some(run_dir), ..) => Ok(run_dir.to_owned()),
-        (None, true, ..) => Ok(PathBuf::from("/var/lib/vmrouter")),
-        (None, false, Some(xdg), _) => Ok(xdg.join("vmrouter")),
-        (None, false, None, Some(home)) => Ok(home.join(".local/state/vmrouter")),
-        (None, false, None, None) => {
+        (None, true, _) => Ok(PathBuf::from("/var/lib/vmrouter")),
+        (None, false, Some(home)) => Ok(home.join("vmrouter")),
+        (None, false, None) => {
             Err(Failure::usage("HOME is not set: say where topologies are kept with --state-dir"))
         }
     }
+}
+
+/// Where a user's programs keep their state (XDG Base Directory Specification): `$XDG_STATE_HOME`, else `~/.local/state`.
+pub(super) fn state_home(environment: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let variable = |name| environment(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    variable("XDG_STATE_HOME").or_else(|| Some(variable("HOME")?.join(".local/state")))
 }
 
 #[cfg(test)]

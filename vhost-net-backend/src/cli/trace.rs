@@ -55,6 +55,14 @@ struct From {
     port: Option<u16>,
 }
 
+impl Args {
+    /// Whether it shows packets that pass, as they come.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.n.is_some()
+    }
+}
+
 /// The page; exit code 1 when the packet would be dropped.
 ///
 /// # Errors
@@ -82,7 +90,7 @@ fn live(context: &Context, args: &Args) -> Result<Page, Failure> {
     let filters = capture::filters(context, args.drops)?;
     let resource = format!("/v1/trace/live?{filters}&n={}", args.n.unwrap_or(1));
     let (mut line, mut shown) = (Vec::new(), Ok(()));
-    client::stream(&context.run_dir, &resource, |bytes| {
+    client::stream(&context.run_dir, &resource, client::reader_goes(), |bytes| {
         for byte in bytes {
             if *byte != b'\n' {
                 line.push(*byte);
@@ -214,7 +222,8 @@ fn end(context: &Context, fate: &Fate, file: &str) -> String {
         Outcome::Consumed => ("For the router itself, which needs no answer.".to_owned(), Tone::Good),
         Outcome::Dropped => {
             let by = place(file, &fate.at).map_or(String::new(), |at| format!(", by {at}"));
-            (format!("Dropped as {}{by}.", safe(fate.reason.as_deref().unwrap_or("?"))), Tone::Bad)
+            let on = if to.is_empty() { String::new() } else { format!(" on its way to {to}") };
+            (format!("Dropped as {}{on}{by}.", safe(fate.reason.as_deref().unwrap_or("?"))), Tone::Bad)
         }
     };
     context.paint.paint(&text, tone)

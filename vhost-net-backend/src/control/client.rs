@@ -9,6 +9,7 @@ use axum::http::{Method, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
@@ -17,6 +18,8 @@ use super::{SOCKET, api};
 
 /// A daemon that takes longer hangs.
 const ANSWER_TIME: Duration = Duration::from_secs(1);
+/// Between two looks at who reads what we print.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// No answer is larger.
 const ANSWER_BYTES: usize = 64 << 20;
 
@@ -121,13 +124,29 @@ fn refusal(path: &Path, status: StatusCode, body: &[u8]) -> ClientError {
     }
 }
 
-/// Hands over, piece by piece, what the daemon answers to `GET resource` until it ends, or until `each` says so (`false`).
+/// Waits until nobody reads standard output any more; without end if that is no pipe or socket.
+pub async fn reader_goes() {
+    let output = io::stdout();
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        // Errors are told without being asked for.
+        let mut asked = [PollFd::new(&output, PollFlags::empty())];
+        let told = poll(&mut asked, Some(&Timespec::default())).unwrap_or(0);
+        if told > 0 && asked.iter().any(|told| told.revents().contains(PollFlags::ERR)) {
+            return;
+        }
+    }
+}
+
+/// Hands over, piece by piece, what the daemon answers to `GET resource` until it ends, until `each` says so (`false`), or
+/// until `stop` comes.
 ///
 /// # Errors
 /// [`ClientError`] says why there is no answer, or no end of it.
 pub fn stream(
     run_dir: &Path,
     resource: &str,
+    stop: impl Future<Output = ()>,
     mut each: impl FnMut(&[u8]) -> bool,
 ) -> Result<(), ClientError> {
     let path = run_dir.join(SOCKET);
@@ -143,13 +162,18 @@ pub fn stream(
             let whole = whole.map_err(|error| failed(error.to_string()))?.to_bytes();
             return Err(refusal(&path, status, &whole));
         }
-        while let Some(frame) = body.frame().await {
+        tokio::pin!(stop);
+        loop {
+            let frame = tokio::select! {
+                frame = body.frame() => frame,
+                () = &mut stop => return Ok(()),
+            };
+            let Some(frame) = frame else { return Ok(()) };
             let frame = frame.map_err(|error| failed(error.to_string()))?;
             if frame.data_ref().is_some_and(|data| !each(data)) {
-                break;
+                return Ok(());
             }
         }
-        Ok(())
     })
 }
 

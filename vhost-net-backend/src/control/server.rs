@@ -31,7 +31,7 @@ use crate::worker::WorkerHandle;
 const CLIENTS: usize = 256;
 /// For a request's headers, and for an idle connection.
 const HEADER_TIME: Duration = Duration::from_secs(1);
-/// For everything on one connection, but for changes; see [`changes`].
+/// For everything on one connection, but for changes ([`changes`]) and what goes on by itself ([`watch`]).
 pub(super) const CONNECTION_TIME: Duration = Duration::from_secs(10);
 /// Bytes of a request's headers.
 const HEADER_BYTES: usize = 16 << 10;

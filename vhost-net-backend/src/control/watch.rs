@@ -23,9 +23,11 @@ use super::server::{CONNECTION_TIME, Caller, Shared, may_write, problem};
 use super::trace::{Way, destination_of, packet_text};
 use crate::daemon::Board;
 use crate::watch::pcapng::Pcapng;
-use crate::watch::{LISTENERS, Listener, Seen, Wish, listen};
+use crate::watch::{Listener, Seen, Wish, listen};
 use crate::worker::{Command, WorkerHandle};
 
+/// Listeners at once.
+const LISTENERS: usize = 4;
 /// Between two looks at the queues.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// All of the largest frame.
@@ -138,7 +140,7 @@ fn live_trace(seen: &Seen, file: &str, missed: u64) -> api::LiveTrace {
         bytes: seen.len,
         file: file.to_owned(),
         steps: seen.steps.iter().map(|step| way.decision(step)).collect(),
-        fate: way.fate(seen.verdict),
+        fate: api::Fate { to: seen.to.map(|to| way.name(to)), ..way.fate(seen.verdict) },
         missed,
     }
 }
@@ -191,11 +193,12 @@ impl<E: FnMut(&Seen, u64, &mut Vec<u8>)> Stream<E> {
             }
             self.deadline.put_off(CONNECTION_TIME);
             let seen = self.listening.listener.take();
-            self.missed += self.listening.listener.missed();
             for seen in seen.iter().take(usize::try_from(self.left).unwrap_or(usize::MAX)) {
                 (self.each)(seen, std::mem::take(&mut self.missed), &mut out);
                 self.left -= 1;
             }
+            // Lost because these were in the queues: behind them.
+            self.missed += self.listening.listener.missed();
             if out.is_empty() {
                 tokio::time::sleep(LOOK_EVERY).await;
             }

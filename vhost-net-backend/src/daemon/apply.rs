@@ -174,9 +174,7 @@ impl Applier {
         let setup = setup.as_mut().ok_or(Refusal::Closing)?;
         let pending = setup.pending.take().ok_or(Refusal::NothingPending)?;
         let generation = pending.record.generation;
-        if let Some(generations) = &setup.origin.generations
-            && let Err(error) = generations.set_current(generation)
-        {
+        if let Err(error) = setup.keep() {
             setup.pending = Some(pending);
             return Err(anyhow::Error::from(error).context("it still waits to be confirmed").into());
         }

@@ -2,7 +2,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `N.toml` | the topology file of generation N, as it was given |
+//! | `N.toml` | the topology file of generation N as it was given, and those of its tenants behind it |
 //! | `N.json` | its [`Record`] |
 //! | `current` | the number of the one that the next `vmrouter run` without a file starts with |
 //! | `used` | a number that was used without a file: that of a configuration which came back |
@@ -155,11 +155,8 @@ impl Generations {
     /// What is known of all, the oldest first, and which is the current one.
     #[must_use]
     pub fn history(&self) -> (Vec<Record>, Option<u64>) {
-        let record = |number: &u64| {
-            let bytes = fs::read(self.folder.join(format!("{number}.json"))).ok()?;
-            serde_json::from_slice(&bytes).ok()
-        };
-        (numbers(&self.folder).iter().filter_map(record).collect(), current(&self.folder))
+        let records = numbers(&self.folder).into_iter().filter_map(|number| record(&self.folder, number));
+        (records.collect(), current(&self.folder))
     }
 
     /// The topology file of a generation.
@@ -213,7 +210,14 @@ fn text(folder: &Path, generation: u64) -> io::Result<Text> {
     let path = folder.join(format!("{generation}.toml"));
     let naming = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
     let text = fs::read_to_string(&path).map_err(naming)?;
-    Ok(Text { name: path.display().to_string(), text })
+    // What it says is found where it came from.
+    let name = record(folder, generation).map_or_else(|| path.display().to_string(), |record| record.name);
+    Ok(Text { name, text })
+}
+
+fn record(folder: &Path, generation: u64) -> Option<Record> {
+    let bytes = fs::read(folder.join(format!("{generation}.json"))).ok()?;
+    serde_json::from_slice(&bytes).ok()
 }
 
 fn current(folder: &Path) -> Option<u64> {

@@ -1,7 +1,7 @@
 //! Messages to the router's guest services: copied whole, served, counted. None of it is on the way of other frames.
 
-use router::Headers;
 use router::service::{Desk, Fate, LONGEST, Service};
+use router::{DropReason, Headers};
 
 use super::replies::Replies;
 use crate::counters::{Counter, CounterBlock};
@@ -21,7 +21,7 @@ pub(super) fn copy(burst: &Burst<'_>, i: usize, header_len: u32, head: &Headers,
     message.truncate(known + read);
 }
 
-/// Serves the message whose whole frame is `message`, and counts it.
+/// Serves the message whose whole frame is `message`, and counts it; gives the reason if it was refused.
 #[cold]
 pub(super) fn serve(
     mut desk: Desk<'_>,
@@ -30,12 +30,11 @@ pub(super) fn serve(
     message: &[u8],
     counters: CounterBlock<'_>,
     replies: &mut Replies,
-) {
+) -> Option<DropReason> {
     let mut outcome = None;
     let ingress = desk.ingress;
     replies.push_to(|reply| outcome.insert(desk.serve(service, head, message, reply)).reply);
-    let Some(outcome) = outcome else { return };
-    match outcome.fate {
+    match outcome?.fate {
         Fate::Consumed => counters.add(Counter::Consumed, 1),
         Fate::Asked => {
             counters.add(Counter::Consumed, 1);
@@ -49,6 +48,10 @@ pub(super) fn serve(
                 tracing::info!(port = name, %address, "the guest has its first lease");
             }
         }
-        Fate::Dropped(reason) => counters.dropped(reason),
+        Fate::Dropped(reason) => {
+            counters.dropped(reason);
+            return Some(reason);
+        }
     }
+    None
 }

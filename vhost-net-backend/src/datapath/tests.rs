@@ -248,9 +248,11 @@ fn a_frame_leaves_by_an_uplink_once_whenever_the_kill_comes() {
         let TxQueue { memory, ring, .. } = &mut pair.tx;
         let mut burst = Burst::default();
         ring.pop_burst(memory, &mut burst).unwrap();
-        first.decide(A, &burst, ring.header_len(), ring.sender(), Instant::now(), &mut Nobody::default());
+        let (header_len, sender, now) = (ring.header_len(), ring.sender(), Instant::now());
+        let passing = Passing { ingress: A, burst: &burst, header_len, sender, now, from: Some(&*ring) };
+        first.decide(&passing, &mut Nobody::default());
         if left == 3 {
-            first.deliver(A, &burst, ring.header_len(), Some(ring), &mut Nobody::default());
+            first.deliver(&passing, &mut Nobody::default());
         } else {
             (0..left).for_each(|i| ring.leaving(i));
         }

@@ -10,6 +10,7 @@
 //! | `vmrouter_held_frames`, `vmrouter_unaccounted_frames` | port's | of these: wait somewhere; fate not known yet |
 //! | `vmrouter_emitted_frames_total`, `_bytes_total` | port's | frames put out of the port |
 //! | `vmrouter_refused_frames_total` | port's | frames of other ports that this one could not take |
+//! | `vmrouter_leases_total`, `vmrouter_names_total` | port's | of the consumed: leases told, questions for names answered or sent on |
 //! | `vmrouter_port_up` | port's | 1 if frames can move |
 //! | `vmrouter_flows`, `vmrouter_flows_limit` | `tenant` | connections held, and the most that may be |
 //! | `vmrouter_flows_capacity`, `vmrouter_flows_displaced_total` | | of the whole table |
@@ -67,12 +68,14 @@ struct Sample {
 type Labels = Vec<(&'static str, String)>;
 type PortValue = (&'static str, &'static str, fn(&PortStats) -> u64);
 
-const PORT_COUNTERS: [PortValue; 8] = [
+const PORT_COUNTERS: [PortValue; 10] = [
     ("received_frames", "Frames popped at the port", |port| port.counts.received),
     ("received_bytes", "Bytes of the frames popped at the port", |port| port.counts.received_bytes),
     ("delivered_vm_frames", "Of the received: another guest got them", |port| port.counts.delivered_vm),
     ("delivered_uplink_frames", "Of the received: left by an uplink", |port| port.counts.delivered_uplink),
     ("consumed_frames", "Of the received: meant for the router itself", |port| port.counts.consumed),
+    ("leases", "Of the consumed: leases that the guest was told of", |port| port.counts.leases),
+    ("names", "Of the consumed: questions for names, answered or sent on", |port| port.counts.names),
     ("emitted_frames", "Frames put out of the port", |port| port.counts.emitted),
     ("emitted_bytes", "Bytes of the frames put out of the port", |port| port.counts.emitted_bytes),
     ("refused_frames", "Frames of other ports that this one could not take", |port| port.counts.refused),
@@ -250,6 +253,8 @@ mod tests {
             ("vmrouter_emitted_frames_total", totals.emitted),
             ("vmrouter_emitted_bytes_total", totals.emitted_bytes),
             ("vmrouter_refused_frames_total", totals.refused),
+            ("vmrouter_leases_total", totals.leases),
+            ("vmrouter_names_total", totals.names),
             ("vmrouter_port_up", 2),
             ("vmrouter_worker_frames_total", 5),
         ] {

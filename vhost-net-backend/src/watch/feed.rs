@@ -7,10 +7,8 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use router::snapshot::{Port, PortKind};
 use router::{PortId, Snapshot, Verdict};
 
-use super::seen::{Seen, egress};
+use super::seen::Seen;
 
-/// Listeners at once; see `control`.
-pub const LISTENERS: usize = 4;
 /// Frames that wait in one worker's queue.
 const FRAMES: usize = 1024;
 /// Bytes of frames that wait for one listener.
@@ -19,7 +17,7 @@ const BYTES: usize = 8 << 20;
 /// What a listener wants to see.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wish {
-    /// Only frames from or to NICs of that tenant.
+    /// Only frames from or to NICs of that tenant: to them, if that far was decided before they were dropped.
     pub tenant: Option<String>,
     /// Only frames from or to NICs of that VM: its name.
     pub vm: Option<String>,
@@ -35,10 +33,8 @@ impl Wish {
     pub fn is_about(&self, snapshot: &Snapshot, port: &Port) -> bool {
         let PortKind::Nic(nic) = &port.kind else { return self.tenant.is_none() && self.vm.is_none() };
         let tenant = snapshot.vrf(nic.tenant).map(|vrf| vrf.tenant.as_str());
-        // TENANT/VM.NIC, and no name has a dot or a slash.
-        let vm = port.name.split_once('/').and_then(|(_, nic)| Some(nic.split_once('.')?.0));
         let is = |wanted: &Option<String>, name| wanted.as_deref().is_none_or(|wanted| Some(wanted) == name);
-        is(&self.tenant, tenant) && is(&self.vm, vm)
+        is(&self.tenant, tenant) && is(&self.vm, Some(port.vm()))
     }
 }
 
@@ -104,10 +100,10 @@ impl Feed {
     }
 
     /// Whether a frame is wanted.
-    pub(super) fn wants(&self, ingress: PortId, verdict: Verdict) -> bool {
+    pub(super) fn wants(&self, ingress: PortId, verdict: Verdict, to: Option<PortId>) -> bool {
         let about = |port: PortId| self.about.get(port.index()).copied().unwrap_or(false);
         let is_drop = matches!(verdict, Verdict::Drop(..));
-        (is_drop || !self.wish.drops) && (about(ingress) || egress(verdict).is_some_and(about))
+        (is_drop || !self.wish.drops) && (about(ingress) || to.is_some_and(about))
     }
 
     /// Queues the frame that `make` copies; one that finds no place is not copied. `len`: bytes that it will have.
@@ -127,7 +123,9 @@ impl Feed {
 impl Listener {
     /// Takes what has come, in the order of time.
     pub fn take(&mut self) -> Vec<Seen> {
-        let mut all: Vec<Seen> = self.receivers.iter().flat_map(Receiver::try_iter).collect();
+        // No more than a queue holds: a worker may be as fast as we are.
+        let mut all: Vec<Seen> =
+            self.receivers.iter().flat_map(|queue| queue.try_iter().take(FRAMES)).collect();
         let bytes = all.iter().map(|seen| seen.bytes.len()).sum();
         self.shared.waiting.fetch_sub(bytes, Ordering::Relaxed);
         all.sort_by_key(|seen| seen.at);
@@ -163,6 +161,7 @@ mod tests {
             ingress: PortId(0),
             steps: Vec::new(),
             verdict: Verdict::Consume,
+            to: None,
             len: u32::try_from(len).unwrap(),
             bytes: vec![0; len],
         }
@@ -206,20 +205,23 @@ mod tests {
         };
         let drop = Verdict::Drop(DropReason::RouteNone, RuleId::BUILT_IN);
         let table = [
-            (of(None, None, false), [true, true, true, true]),
-            (of(None, None, true), [false, false, true, false]),
-            (of(Some("acme"), None, false), [true, true, true, false]),
-            (of(Some("globex"), None, false), [false, false, false, true]),
-            (of(Some("acme"), Some("web1"), false), [true, true, true, false]),
-            (of(None, Some("web2"), false), [true, false, false, false]),
-            (of(Some("globex"), Some("web2"), false), [false, false, false, false]),
+            (of(None, None, false), [true, true, true, true, true]),
+            (of(None, None, true), [false, false, true, false, true]),
+            (of(Some("acme"), None, false), [true, true, true, false, true]),
+            (of(Some("globex"), None, false), [false, false, false, true, false]),
+            (of(Some("acme"), Some("web1"), false), [true, true, true, false, false]),
+            (of(None, Some("web2"), false), [true, false, false, false, true]),
+            (of(None, Some("web2"), true), [false, false, false, false, true]),
+            (of(Some("globex"), Some("web2"), false), [false, false, false, false, false]),
         ];
         for (feed, wanted) in table {
             let found = [
-                feed.wants(web1, Verdict::Deliver(web2)),
-                feed.wants(web1, Verdict::Consume),
-                feed.wants(web1, drop),
-                feed.wants(lab, Verdict::Deliver(api)),
+                feed.wants(web1, Verdict::Deliver(web2), Some(web2)),
+                feed.wants(web1, Verdict::Consume, None),
+                feed.wants(web1, drop, None),
+                feed.wants(lab, Verdict::Deliver(api), Some(api)),
+                // Its ring was full.
+                feed.wants(lab, drop, Some(web2)),
             ];
             assert_eq!(found, wanted, "{:?}", feed.wish);
         }

@@ -18,6 +18,6 @@ mod seen;
 mod watcher;
 
 pub(crate) use feed::listen;
-pub use feed::{Feed, LISTENERS, Listener, Wish};
+pub use feed::{Feed, Listener, Wish};
 pub use seen::Seen;
 pub(crate) use watcher::{Nobody, Watch, Watcher};

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::time::UNIX_EPOCH;
 
+use router::snapshot::Port;
 use router::{PortId, Verdict};
 
 use super::Seen;
@@ -96,14 +97,15 @@ impl Pcapng {
 
 /// `tenant=acme vm=web1 nic=0 to=acme/db1.0`, or `... drop=policy.ingress rule=topology.toml:9:1`.
 fn comment(seen: &Seen, file: &str, missed: u64) -> String {
-    let from = name(seen, seen.ingress);
-    let nic = from.split_once('/').and_then(|(tenant, nic)| Some((tenant, nic.split_once('.')?)));
-    let mut text = match nic {
-        Some((tenant, (vm, nic))) => format!("tenant={tenant} vm={vm} nic={nic}"),
-        None => format!("from={from}"),
+    let mut text = match seen.snapshot.port(seen.ingress).and_then(Port::parts) {
+        Some((tenant, vm, nic)) => format!("tenant={tenant} vm={vm} nic={nic}"),
+        None => format!("from={}", name(seen, seen.ingress)),
     };
+    if let Some(to) = seen.to {
+        text.push_str(&format!(" to={}", name(seen, to)));
+    }
     match seen.verdict {
-        Verdict::Deliver(to) | Verdict::Uplink(to) => text.push_str(&format!(" to={}", name(seen, to))),
+        Verdict::Deliver(_) | Verdict::Uplink(_) => {}
         Verdict::Answer(_) => text.push_str(" answered"),
         Verdict::Consume => text.push_str(" consumed"),
         Verdict::Drop(reason, rule) => {
@@ -179,24 +181,26 @@ mod tests {
     fn blocks_are_whole_and_each_port_is_one_interface() {
         let folder = tempfile::tempdir().unwrap();
         let snapshot = sample::view(folder.path()).snapshot;
-        let seen = |port, verdict, len: usize| Seen {
+        let seen = |port, verdict, to, len: usize| Seen {
             at: UNIX_EPOCH + Duration::from_nanos(0x0102_0304_0506_0708),
             snapshot: Arc::clone(&snapshot),
             ingress: PortId(port),
             steps: Vec::new(),
             verdict,
+            to,
             len: 1000,
             bytes: vec![7; len],
         };
         let rule = snapshot.port(PortId(0)).unwrap().rule;
         let mut out = Vec::new();
         let mut capture = Pcapng::begin(96, &mut out);
-        for (port, verdict, len, missed) in [
-            (0, Verdict::Deliver(PortId(1)), 61, 0),
-            (0, Verdict::Drop(DropReason::SourceAddress, rule), 60, 3),
-            (3, Verdict::Drop(DropReason::RxRingFull, RuleId::BUILT_IN), 0, 0),
+        let to = Some(PortId(1));
+        for (port, verdict, to, len, missed) in [
+            (0, Verdict::Deliver(PortId(1)), to, 61, 0),
+            (0, Verdict::Drop(DropReason::SourceAddress, rule), None, 60, 3),
+            (3, Verdict::Drop(DropReason::RxRingFull, RuleId::BUILT_IN), to, 0, 0),
         ] {
-            capture.frame(&seen(port, verdict, len), "t.toml", missed, &mut out);
+            capture.frame(&seen(port, verdict, to, len), "t.toml", missed, &mut out);
         }
         let blocks = blocks(&out);
         let kinds: Vec<_> = blocks.iter().map(|(kind, _)| *kind).collect();
@@ -207,7 +211,7 @@ mod tests {
         for (at, wanted) in [
             (2, "tenant=acme vm=web1 nic=0 to=acme/web2.0"),
             (3, "tenant=acme vm=web1 nic=0 drop=source.address rule=t.toml:10:8 missed=3"),
-            (5, "from=uplink:lab drop=rx.ring_full"),
+            (5, "from=uplink:lab to=acme/web2.0 drop=rx.ring_full"),
         ] {
             let text = String::from_utf8_lossy(&blocks[at].1).into_owned();
             assert!(text.contains(wanted), "{text:?} {wanted}");

@@ -18,18 +18,12 @@ pub struct Seen {
     pub steps: Vec<Step>,
     /// The end of it; a receiver that had no room is a drop here.
     pub verdict: Verdict,
+    /// Whom it was for, where that was decided, whether he got it or not.
+    pub to: Option<PortId>,
     /// Bytes that it had.
     pub len: u32,
     /// The first of them, as they came.
     pub bytes: Vec<u8>,
-}
-
-impl Seen {
-    /// Who got it, if anybody did.
-    #[must_use]
-    pub fn egress(&self) -> Option<PortId> {
-        egress(self.verdict)
-    }
 }
 
 pub(super) fn egress(verdict: Verdict) -> Option<PortId> {

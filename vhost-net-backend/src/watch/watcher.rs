@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use router::{DropReason, Headers, NoTrace, PortId, RuleId, Snapshot, Step, Verdict};
 
 use super::feed::Feed;
-use super::seen::Seen;
+use super::seen::{Seen, egress};
 use crate::vring::{BURST, Burst};
 
 /// Who looks at the frames of a burst, by their place in it.
@@ -55,12 +55,13 @@ struct Note {
     head: Headers,
     steps: Vec<Step>,
     verdict: Option<Verdict>,
+    to: Option<PortId>,
 }
 
 impl Watch {
     /// Nobody yet.
     pub(crate) fn new() -> Self {
-        let note = Note { head: Headers::EMPTY, steps: Vec::new(), verdict: None };
+        let note = Note { head: Headers::EMPTY, steps: Vec::new(), verdict: None, to: None };
         Self { feeds: Vec::new(), notes: vec![note; BURST], spare: Vec::new() }
     }
 
@@ -89,7 +90,7 @@ impl Watch {
         for (note, frame) in self.notes.iter_mut().zip(&burst.frames) {
             // Those that a daemon before this one forwarded have none.
             let Some(verdict) = note.verdict.take() else { continue };
-            for feed in self.feeds.iter().filter(|feed| feed.wants(ingress, verdict)) {
+            for feed in self.feeds.iter().filter(|feed| feed.wants(ingress, verdict, note.to)) {
                 let len = note.head.frame_len.min(feed.snaplen());
                 let size = usize::try_from(len).unwrap_or(0);
                 feed.offer(size, || {
@@ -104,6 +105,7 @@ impl Watch {
                         ingress,
                         steps: note.steps.clone(),
                         verdict,
+                        to: note.to,
                         len: note.head.frame_len,
                         bytes,
                     }
@@ -125,10 +127,15 @@ impl Watcher for Watch {
     }
 
     fn decided(&mut self, i: usize, verdict: Verdict) {
-        self.notes.get_mut(i).into_iter().for_each(|note| note.verdict = Some(verdict));
+        self.notes.get_mut(i).into_iter().for_each(|note| {
+            note.verdict = Some(verdict);
+            note.to = egress(verdict);
+        });
     }
 
     fn lost(&mut self, i: usize, reason: DropReason) {
-        self.decided(i, Verdict::Drop(reason, RuleId::BUILT_IN));
+        // Whom it was for stays known.
+        let lost = Verdict::Drop(reason, RuleId::BUILT_IN);
+        self.notes.get_mut(i).into_iter().for_each(|note| note.verdict = Some(lost));
     }
 }

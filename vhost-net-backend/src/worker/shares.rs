@@ -142,7 +142,6 @@ fn cpu_time() -> Duration {
 }
 
 #[test]
-#[ignore = "shares of time: run it alone, on a quiet machine"]
 fn a_flood_leaves_others_their_share() {
     let mut arena = Arena::new(false);
     for load in [Load::Small, Load::Nobody, Load::Segments] {

@@ -71,7 +71,7 @@ impl Used {
     /// A burst took that long, of a source that has one of so many parts of a place (its own among them).
     #[inline]
     pub(super) fn charge(&mut self, time: Duration, sharers: u32) {
-        self.0 += (time * sharers).min(LONGEST);
+        self.0 += time.min(LONGEST) * sharers;
     }
 }
 
@@ -147,6 +147,17 @@ mod tests {
         let had = senders.map(|sender| sender.had.as_secs_f64());
         assert!((had[0] - 0.5).abs() < 0.01, "{had:?}");
         assert!(had[1..].iter().all(|had| (had - 1.0 / 6.0).abs() < 0.01), "{had:?}");
+    }
+
+    #[test]
+    fn a_tenant_of_many_guests_has_the_share_of_one_whatever_their_bursts_cost() {
+        let of_many = || Sender { sharers: 40, ..sender(2_000_000, 1, 1) };
+        let mut senders: Vec<_> =
+            std::iter::once(sender(2_000_000, 1, 1)).chain((0..40).map(|_| of_many())).collect();
+        assert_eq!(run(&mut Turns::default(), &mut senders), 0);
+        let had = senders[0].had.as_secs_f64();
+        // Each of the forty may have had a burst before it was known what it costs.
+        assert!((had - 0.5).abs() < 0.09, "{had}");
     }
 
     #[test]

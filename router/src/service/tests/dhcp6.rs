@@ -120,7 +120,7 @@ fn every_message_has_its_answer() {
         ("confirm elsewhere", 4, vec![&id, &strange], consumed(Some(4))),
         ("confirm nothing", 4, vec![&id], nothing),
         ("release", 8, vec![&id, &server, &own], consumed(Some(0))),
-        ("decline", 9, vec![&id, &server, &own], dropped(DhcpDeclined)),
+        ("decline", 9, vec![&id, &server, &own], (Fate::Dropped(DhcpDeclined), Some((7, Some(0))))),
         ("information", 11, vec![&id], consumed(None)),
         ("information of nobody", 11, vec![], consumed(None)),
         ("information with addresses", 11, vec![&own], dropped(DhcpMalformed)),

@@ -343,6 +343,10 @@ fn a_repeated_question_goes_to_the_next_server() {
     assert_eq!(upstream(&mut world, UPSTREAM, servers[2].1, &servers[2].3, 0).0, Fate::Consumed);
     let draws: std::collections::HashSet<_> = servers.iter().map(|sent| (sent.0, sent.1)).collect();
     assert_eq!(draws.len(), 3);
+    // A resolver may ask again under another number.
+    let mut server = |id, name| sent_on(&mut world, &question(id, name, AAAA)).2.to_string();
+    let asked = [(6, "example.org"), (7, "example.org"), (8, "example.net"), (9, "example.org")];
+    assert_eq!(asked.map(|(id, name)| server(id, name)), [UPSTREAM, "198.51.100.54", UPSTREAM, UPSTREAM]);
 }
 
 #[test]

@@ -74,7 +74,7 @@ pub struct Decision {
 pub struct Fate {
     /// In a word.
     pub outcome: Outcome,
-    /// Who gets it: `acme/db1.0`, `uplink:wan`.
+    /// Who gets it: `acme/db1.0`, `uplink:wan`. Of a packet that passed and was dropped: who would have, if that was decided.
     pub to: Option<String>,
     /// Of a drop: `policy.ingress`.
     pub reason: Option<String>,
