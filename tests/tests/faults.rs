@@ -213,6 +213,9 @@ fn what_is_taken_over_is_served_though_its_topology_cannot_be_kept() -> Result<(
     scenario.vm(tenant, "a", VmShape::default())?;
     let mut daemon = Daemon::start(&scenario, None)?;
     let generations = daemon.state_dir().join("generations");
+    // It answers before it has kept what it runs.
+    let kept = generations.join("current");
+    wait_for("the first generation", Duration::from_secs(10), || Ok(kept.exists().then_some(())))?;
     output(Command::new("mount").args(["-t", "tmpfs", "-o", "size=4k", "tmpfs"]).arg(&generations))?;
     let full = Full(&generations);
     fs::write(generations.join("filler"), [0; 4096])?;

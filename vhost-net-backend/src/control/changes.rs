@@ -12,7 +12,8 @@ use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use topology::Plan;
 
-use super::server::{CONNECTION_TIME, Caller, problem};
+use super::http::CONNECTION_TIME;
+use super::server::{Caller, problem};
 use crate::daemon::Applier;
 use crate::daemon::apply::{Refusal, Request};
 use crate::daemon::generations::{Record, Text};

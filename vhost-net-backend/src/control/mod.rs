@@ -17,6 +17,7 @@ mod deadline;
 pub mod features;
 mod flows;
 pub mod group;
+pub(crate) mod http;
 mod link;
 mod offloads;
 mod routes;

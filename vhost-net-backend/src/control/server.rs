@@ -4,8 +4,6 @@ use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::Duration;
 
 use axum::extract::{DefaultBodyLimit, FromRef, Path, Query, Request, State};
 use axum::http::{Method, StatusCode};
@@ -13,15 +11,14 @@ use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, put};
 use axum::{Extension, Json, Router};
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, oneshot};
 
 use super::deadline::Deadline;
+use super::http::{self, CONNECTION_TIME, ServerThread, clients};
 use super::watch::Watching;
 use super::{answers, api, changes, flows, link, offloads, routes, socket, threads, trace, watch};
 use crate::daemon::{Applier, Board, View};
@@ -29,12 +26,6 @@ use crate::worker::WorkerHandle;
 
 /// Clients served at once; more wait in the listen queue.
 const CLIENTS: usize = 256;
-/// For a request's headers, and for an idle connection.
-const HEADER_TIME: Duration = Duration::from_secs(1);
-/// For everything on one connection, but for changes ([`changes`]) and what goes on by itself ([`watch`]).
-pub(super) const CONNECTION_TIME: Duration = Duration::from_secs(10);
-/// Bytes of a request's headers.
-const HEADER_BYTES: usize = 16 << 10;
 /// Bytes of a request's body.
 const BODY_BYTES: usize = 64 << 10;
 /// The control thread's nice value: the packet path goes first.
@@ -43,8 +34,7 @@ const NICE: i32 = 5;
 /// A running control server; `stop` (or drop) ends its thread and removes its socket.
 #[derive(Debug)]
 pub struct ControlServer {
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<ServerThread>,
     path: PathBuf,
 }
 
@@ -66,21 +56,14 @@ pub fn serve_changes(
     workers: Arc<[WorkerHandle]>,
 ) -> io::Result<ControlServer> {
     let (listener, path) = socket::bind(&board.view().run_dir)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (stop, stopped) = oneshot::channel();
-    let served = Served { board, applier, watching: Watching::new(workers) };
-    let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
-        if let Err(error) = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE) {
-            tracing::debug!(%error, "the control thread keeps its priority");
+    let api = Api(application(Served { board, applier, watching: Watching::new(workers) }));
+    let thread = ServerThread::start("control", NICE, || async move {
+        match UnixListener::from_std(listener) {
+            Ok(listener) => clients(listener, CLIENTS, |stream| connection(stream, api.clone())).await,
+            Err(error) => tracing::error!(%error, "cannot listen on the control socket"),
         }
-        runtime.block_on(async {
-            tokio::select! {
-                () = accept(listener, Api(application(served))) => {}
-                _ = stopped => {}
-            }
-        });
     })?;
-    Ok(ControlServer { stop: Some(stop), thread: Some(thread), path })
+    Ok(ControlServer { thread: Some(thread), path })
 }
 
 impl ControlServer {
@@ -90,38 +73,10 @@ impl ControlServer {
 
 impl Drop for ControlServer {
     fn drop(&mut self) {
-        let _ = self.stop.take().map(|stop| stop.send(()));
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            tracing::warn!("the control thread panicked");
-        }
+        // Nobody is answered any more when the socket goes.
+        drop(self.thread.take());
         if let Err(error) = std::fs::remove_file(&self.path) {
             tracing::debug!(path = %self.path.display(), %error, "cannot remove the control socket");
-        }
-    }
-}
-
-async fn accept(listener: std::os::unix::net::UnixListener, api: Api) {
-    let listener = match UnixListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => return tracing::error!(%error, "cannot listen on the control socket"),
-    };
-    let clients = Arc::new(Semaphore::new(CLIENTS));
-    loop {
-        // The semaphore is never closed.
-        let Ok(permit) = Arc::clone(&clients).acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let api = api.clone();
-                tokio::spawn(async move {
-                    connection(stream, api).await;
-                    drop(permit);
-                });
-            }
-            // Out of file descriptors or memory: it passes, and asking again at once would only burn the CPU.
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a control client");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
         }
     }
 }
@@ -148,11 +103,7 @@ impl Api {
         let deadline = Deadline::after(CONNECTION_TIME);
         let passed = deadline.passed();
         let service = TowerToHyperService::new(self.0.layer(Extension(Caller { uid, deadline })));
-        let served = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_TIME)
-            .max_buf_size(HEADER_BYTES)
-            .serve_connection(TokioIo::new(stream), service);
+        let served = http::builder().serve_connection(TokioIo::new(stream), service);
         tokio::select! {
             served = served => if let Err(error) = served {
                 tracing::debug!(%error, "control connection");
@@ -452,12 +403,12 @@ mod tests {
         let _server = serve(Board::new(sample::view(folder.path()))).unwrap();
         let path = folder.path().join(socket::SOCKET);
         let silent: Vec<_> = (0..CLIENTS + 50).map(|_| Client::connect(&path).unwrap()).collect();
-        let long = format!("GET /{} HTTP/1.1\r\n", "a".repeat(2 * HEADER_BYTES));
+        let long = format!("GET /{} HTTP/1.1\r\n", "a".repeat(2 * http::HEADER_BYTES));
         let _ = Client::connect(&path).unwrap().write_all(long.as_bytes());
         let start = Instant::now();
         let answer = raw(folder.path(), "GET /v1/stats HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-        assert!(start.elapsed() < 4 * HEADER_TIME, "{:?}", start.elapsed());
+        assert!(start.elapsed() < 4 * http::HEADER_TIME, "{:?}", start.elapsed());
         drop(silent);
     }
 

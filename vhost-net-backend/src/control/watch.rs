@@ -19,9 +19,10 @@ use serde::Deserialize;
 
 use super::api;
 use super::deadline::Deadline;
-use super::server::{CONNECTION_TIME, Caller, Shared, may_write, problem};
+use super::http::CONNECTION_TIME;
+use super::server::{Caller, may_write, problem};
 use super::trace::{Way, destination_of, packet_text};
-use crate::daemon::Board;
+use crate::daemon::{Board, View};
 use crate::watch::pcapng::Pcapng;
 use crate::watch::{Listener, Seen, Wish, listen};
 use crate::worker::{Command, WorkerHandle};
@@ -98,11 +99,10 @@ pub(super) struct Asks {
 pub(super) async fn capture(
     State(watching): State<Watching>,
     State(board): State<Board>,
-    view: Shared,
     Extension(caller): Extension<Caller>,
     Query(asks): Query<Asks>,
 ) -> Response {
-    let snaplen = asks.snaplen.unwrap_or(WHOLE).clamp(64, WHOLE);
+    let (view, snaplen) = (board.view(), asks.snaplen.unwrap_or(WHOLE).clamp(64, WHOLE));
     let mut begin = Vec::new();
     let mut writer = Pcapng::begin(snaplen, &mut begin);
     let each = move |seen: &Seen, missed, out: &mut Vec<u8>| {
@@ -115,10 +115,10 @@ pub(super) async fn capture(
 pub(super) async fn live(
     State(watching): State<Watching>,
     State(board): State<Board>,
-    view: Shared,
     Extension(caller): Extension<Caller>,
     Query(asks): Query<Asks>,
 ) -> Response {
+    let view = board.view();
     let each = move |seen: &Seen, missed, out: &mut Vec<u8>| {
         let line = live_trace(seen, &board.view().topology.file, missed);
         // Our own types have no reason to fail.
@@ -148,7 +148,7 @@ fn live_trace(seen: &Seen, file: &str, missed: u64) -> api::LiveTrace {
 /// The stream of what `each` makes of the frames.
 fn answer(
     watching: &Watching,
-    State(view): &Shared,
+    view: &View,
     caller: &Caller,
     asks: &Asks,
     snaplen: u32,

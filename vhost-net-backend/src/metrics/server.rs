@@ -2,9 +2,6 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as Bound};
-use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -12,23 +9,16 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, oneshot};
 
 use super::text;
+use crate::control::http::{self, CONNECTION_TIME, ServerThread, clients};
 use crate::daemon::Board;
 
 /// Clients served at once.
 const CLIENTS: usize = 8;
-/// For a request's headers, and for an idle connection.
-const HEADER_TIME: Duration = Duration::from_secs(1);
-/// For everything on one connection.
-const CONNECTION_TIME: Duration = Duration::from_secs(10);
-/// Bytes of a request's headers.
-const HEADER_BYTES: usize = 16 << 10;
 /// The thread's nice value: the packet path goes first, and operators' questions do.
 const NICE: i32 = 10;
 
@@ -42,8 +32,7 @@ pub struct Door {
 /// A running server; drop ends its thread and closes the address.
 #[derive(Debug)]
 pub struct MetricsServer {
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    _thread: ServerThread,
     address: SocketAddr,
 }
 
@@ -64,21 +53,17 @@ impl Door {
     /// The thread cannot be made.
     pub fn serve(self, board: Board) -> io::Result<MetricsServer> {
         let Self { listener, address } = self;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (stop, stopped) = oneshot::channel();
-        let thread = std::thread::Builder::new().name("metrics".to_owned()).spawn(move || {
-            if let Err(error) = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE) {
-                tracing::debug!(%error, "the metrics thread keeps its priority");
-            }
-            runtime.block_on(async {
-                tokio::select! {
-                    () = accept(listener, application(board)) => {}
-                    _ = stopped => {}
+        let application = application(board);
+        let thread = ServerThread::start("metrics", NICE, || async move {
+            match TcpListener::from_std(listener) {
+                Ok(listener) => {
+                    clients(listener, CLIENTS, |stream| answer(stream, application.clone())).await
                 }
-            });
+                Err(error) => tracing::error!(%error, "cannot listen for metrics clients"),
+            }
         })?;
         tracing::info!(%address, "metrics are served");
-        Ok(MetricsServer { stop: Some(stop), thread: Some(thread), address })
+        Ok(MetricsServer { _thread: thread, address })
     }
 }
 
@@ -87,15 +72,6 @@ impl MetricsServer {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
-    }
-}
-
-impl Drop for MetricsServer {
-    fn drop(&mut self) {
-        let _ = self.stop.take().map(|stop| stop.send(()));
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            tracing::warn!("the metrics thread panicked");
-        }
     }
 }
 
@@ -111,40 +87,11 @@ async fn metrics(State(board): State<Board>) -> Response {
     }
 }
 
-async fn accept(listener: Bound, application: Router) {
-    let listener = match TcpListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => return tracing::error!(%error, "cannot listen for metrics clients"),
-    };
-    let clients = Arc::new(Semaphore::new(CLIENTS));
-    loop {
-        // The semaphore is never closed.
-        let Ok(permit) = Arc::clone(&clients).acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let application = application.clone();
-                tokio::spawn(async move {
-                    // A client that is too slow is one that goes.
-                    let _ = tokio::time::timeout(CONNECTION_TIME, connection(stream, application)).await;
-                    drop(permit);
-                });
-            }
-            // Out of file descriptors or memory: it passes, and asking again at once would only burn the CPU.
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a metrics client");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-}
-
-async fn connection(stream: TcpStream, application: Router) {
-    let served = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIME)
-        .max_buf_size(HEADER_BYTES)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(application));
-    if let Err(error) = served.await {
+/// A client that is too slow is one that goes.
+async fn answer(stream: TcpStream, application: Router) {
+    let served =
+        http::builder().serve_connection(TokioIo::new(stream), TowerToHyperService::new(application));
+    if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_TIME, served).await {
         tracing::debug!(%error, "metrics connection");
     }
 }
@@ -156,6 +103,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::control::http::HEADER_TIME;
     use crate::control::sample;
 
     fn server(folder: &std::path::Path) -> MetricsServer {
