@@ -87,7 +87,7 @@ drop_reasons! {
     FlowsFull = "flows.full", "The connection table has no place for one more of the sender's tenant.", "Find who holds so many connections: packet-stats flows.";
     MtuExceeded = "mtu.exceeded", "Larger than the receiving port's MTU, and may not be fragmented.", "Give both NICs the same `mtu`; do not filter ICMP in the guest.";
     RxNotConnected = "rx.not_connected", "The receiving VM has no driver running (powered off, booting or rebooting), or its link is shut.", "Start the VM, or take its link up (vmrouter link); packet-stats vm shows its state.";
-    RxRingFull = "rx.ring_full", "The receiving guest had offered no buffer.", "The guest is too slow or its ring too small: rx_queue_size=1024, more queues.";
+    RxRingFull = "rx.ring_full", "The receiving guest had offered no buffer, or only such as are the share of other senders.", "The guest is too slow or its ring too small: rx_queue_size=1024, more queues.";
     RxBadBuffer = "rx.bad_buffer", "The receiving guest had offered a buffer that is not a legal one.", "A defect of the receiving guest's driver; look at that VM.";
     RxBufferSmall = "rx.buffer_small", "The receiving guest's buffers are smaller than the frame, and its driver does not merge buffers.", "Give both NICs the same `mtu`, or use a driver with mergeable receive buffers.";
     UplinkDown = "uplink.down", "The uplink's device is down or gone.", "Bring the device up: ip link set DEVICE up.";

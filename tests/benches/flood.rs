@@ -14,11 +14,11 @@ use tests::bench::{GENERATOR_CORE, pin, placement};
 /// The victim's share of its fair rate, beside three guests that flood.
 #[derive(Debug, Parser)]
 struct Options {
-    /// Floods, of: small, unroutable, segments, kicks, malformed-chains, malformed-packets.
+    /// Floods, of: small, unroutable, segments, kicks, malformed-chains, malformed-packets, receiver.
     #[arg(
         long,
         value_delimiter = ',',
-        default_value = "small,unroutable,segments,kicks,malformed-chains,malformed-packets"
+        default_value = "small,unroutable,segments,kicks,malformed-chains,malformed-packets,receiver"
     )]
     floods: Vec<String>,
     /// Times that every flood has its turn.

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use router::service::Desk;
+use router::snapshot::PortKind;
 use router::{
     Answer, DropReason, FlowTable, Headers, OffloadCaps, PortId, RuleId, Snapshot, Verdict, VnetHeader,
     WorkerState, meter, reply,
@@ -32,7 +33,7 @@ use crate::groups::Groups;
 use crate::guest_memory::{GuestMemory, HostBuffer};
 use crate::port::PortTable;
 use crate::uplink::Tap;
-use crate::vring::{Approach, BURST, Burst, Frame, PortFault, TxRing};
+use crate::vring::{Approach, BURST, Burst, Frame, PortFault, Sender, TxRing};
 use crate::watch::{Feed, Nobody, Watch, Watcher};
 use replies::Replies;
 
@@ -337,11 +338,11 @@ impl Datapath {
 
     /// Phase 2: each egress gets its frames, in the order they came.
     fn deliver(&mut self, passing: &Passing<'_>, watch: &mut impl Watcher) {
-        let Passing { ingress, burst, header_len, from, .. } = *passing;
+        let Passing { ingress, burst, header_len, from, now, .. } = *passing;
         self.approach();
         while let Some((egress, frames)) = self.groups.pop() {
             let port = self.ports.get(egress.index());
-            let Self { worker, counters, heads, slow, unshown, .. } = self;
+            let Self { worker, snapshot, counters, heads, slow, unshown, .. } = self;
             let ours = counters.block(*worker, ingress);
             let theirs = counters.block(*worker, egress);
             let mut sum = Sum::default();
@@ -360,6 +361,7 @@ impl Datapath {
                 });
                 Counter::DeliveredUplink
             } else if let Some(mut rx) = port.and_then(|p| p.lock_rx(*worker)) {
+                rx.begin(now, || sender(snapshot, ingress));
                 each.for_each(|(i, f, head)| {
                     sum.add(send(&mut rx, burst, f, header_len, head, slow), |reason| dropped(i, reason));
                 });
@@ -438,6 +440,15 @@ impl Datapath {
             Err(_) => counters.add(Counter::Refused, 1),
         }
     }
+}
+
+/// Who is charged with the room that frames from there use.
+fn sender(snapshot: &Snapshot, ingress: PortId) -> Sender {
+    let tenant = snapshot.port(ingress).and_then(|port| match &port.kind {
+        PortKind::Nic(nic) => Some(nic.tenant),
+        PortKind::Uplink(_) => None,
+    });
+    Sender { port: ingress, tenant }
 }
 
 /// Copies the vnet header and the frame's first bytes; `false` for a chain that was malformed.

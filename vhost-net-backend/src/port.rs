@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
 
 use router::{DropReason, OffloadCaps, PortId, VnetHeader};
 use serde::{Deserialize, Serialize};
@@ -11,7 +12,7 @@ use crate::guest_memory::{DirtyLog, GuestMemory, GuestSlice, prefetch_object};
 use crate::ring_state::NicState;
 use crate::seats::Seats;
 use crate::vhost_user::Hangup;
-use crate::vring::{Approach, PortFault, RingError, RingLog, RingSetup, RxRing};
+use crate::vring::{Approach, PortFault, RingError, RingLog, RingSetup, RxRing, Sender};
 
 /// What a vhost-user session asks of the rest of the daemon. The packet path implements it for real ports, tests with a list.
 pub trait Device {
@@ -215,7 +216,7 @@ impl PortShared {
         let pairs = self.rx.len();
         (0..pairs).find_map(|i| {
             let slot = lock(self.rx.get((worker + i) % pairs)?);
-            slot.as_ref().is_some_and(|rx| rx.enabled).then_some(RxGuard { slot, worker })
+            slot.as_ref().is_some_and(|rx| rx.enabled).then_some(RxGuard { slot, worker, shared: false })
         })
     }
 
@@ -310,6 +311,16 @@ impl PortShared {
 pub struct RxGuard<'a> {
     slot: MutexGuard<'a, Option<RxRing>>,
     worker: usize,
+    /// Whether the burst may use only some of the room.
+    shared: bool,
+}
+
+impl RxGuard<'_> {
+    /// What is put in from here on is of a burst of that sender.
+    #[inline]
+    pub fn begin(&mut self, now: Instant, sender: impl FnOnce() -> Sender) {
+        self.shared = self.slot.as_mut().is_some_and(|rx| rx.begin(now, sender));
+    }
 }
 
 impl Egress for RxGuard<'_> {
@@ -319,6 +330,9 @@ impl Egress for RxGuard<'_> {
 
     fn put(&mut self, vnet: VnetHeader, head: &[u8], tail: &[GuestSlice<'_>]) -> Result<(), DropReason> {
         let Some(rx) = self.slot.as_mut() else { return Err(DropReason::RxNotConnected) };
+        if self.shared {
+            return rx.put_shared(self.worker, vnet, head, tail);
+        }
         rx.put(self.worker, vnet, head, tail)
     }
 }

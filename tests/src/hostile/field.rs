@@ -268,6 +268,8 @@ impl Field {
         let attacked = (case.attack)(self);
         attacked.with_context(|| format!("drops: {}", self.drops_since(&before)))?;
         self.daemon.still_runs()?;
+        // What it still has to send to the attacked port would reach the fresh guest there.
+        wait_for("the witness's frames to go", READY, || Ok((self.nic.unsent()? == 0).then_some(())))?;
         if let Wanted::Dropped(reason) = case.wanted {
             let (before, now) = (self.drops(&before, reason)?, self.daemon.stats()?);
             let drops = stats::port(&now, "acme", "mallory")?;

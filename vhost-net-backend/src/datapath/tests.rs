@@ -3,6 +3,7 @@
 use std::os::unix::net::UnixDatagram;
 
 use etherparse::PacketBuilder;
+use router::TenantId;
 use topology::Mac;
 
 use super::*;
@@ -166,7 +167,38 @@ fn nothing_vanishes() {
     assert_eq!(back, 6, "every transmit chain came back");
 }
 
-/// The same topology with a way out.
+#[test]
+fn a_flood_leaves_others_their_share_of_a_full_receiver() {
+    let mut pair = Pair::new(VERSION_1);
+    pair.connect_b(8);
+    let other = Sender { port: PortId(7), tenant: Some(TenantId(7)) };
+    let (mut lost, mut arrived) = (0, 0);
+    for round in 0..100 {
+        for _ in 0..40 {
+            pair.send(3, 0, 0);
+        }
+        pair.service();
+        while pair.a.driver.pop_used().unwrap().is_some() {}
+        // Of four buffers that come in each round somebody else wants one, after the flood had its turn.
+        let b = pair.ports.get(1).unwrap();
+        let mut rx = b.lock_rx(0).unwrap();
+        rx.begin(Instant::now(), || other);
+        let outcome = rx.put(VnetHeader::default(), &[1; 60], &[]);
+        drop(rx);
+        b.finish_rx(0);
+        lost += u64::from(round >= 10 && outcome.is_err());
+        while pair.b.driver.pop_used().unwrap().is_some() {
+            arrived += 1;
+        }
+        for i in 0..4 {
+            pair.b.driver.add(&[Segment { addr: BUFFERS + 2048 * i, len: 2048 }], true).unwrap();
+        }
+        pair.b.driver.publish().unwrap();
+    }
+    assert_eq!(lost, 0);
+    assert!(arrived > 350, "buffers lie idle: {arrived}");
+}
+
 #[test]
 fn another_workers_burst_holds_up_nobody_but_who_sends_behind_it() {
     let mut pair = Pair::new(VERSION_1);
@@ -192,6 +224,7 @@ fn another_workers_burst_holds_up_nobody_but_who_sends_behind_it() {
     assert_eq!(pair.count(A, Counter::DeliveredVm), 2);
 }
 
+/// The same topology with a way out.
 fn with_uplink() -> Arc<Snapshot> {
     let wan = "[uplink.wan]\nkind = \"tap\"\ndevice = \"t\"\naddresses = [\"10.9.0.1/24\"]\n";
     let uses = "[tenant.me]\nuplinks = [\"wan\"]\n[tenant.me.network";

@@ -24,6 +24,7 @@ mod machine;
 mod malformed;
 pub(crate) mod notify;
 pub(crate) mod packed;
+mod room;
 mod rx;
 mod split;
 #[cfg(test)]
@@ -41,6 +42,7 @@ use crate::ring_state::{RingPlace, RingState};
 pub use chain::{Burst, Frame};
 pub use kind::Ring;
 pub use packed::PackedRing;
+pub use room::Sender;
 pub use rx::{Approach, RxRing};
 pub use split::SplitRing;
 pub use tx::{BURST_BYTES, TxRing};

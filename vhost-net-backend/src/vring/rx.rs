@@ -10,6 +10,7 @@ use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use super::batches::Batches;
 use super::chain::{Access, Buffers, ChainError, walk};
 use super::malformed::Malformed;
+use super::room::{Room, Sender};
 use super::vain::Vain;
 use super::whole::PREPARED;
 use super::{PortFault, Ring, RingError, RingLog, RingSetup, SEGMENTS, SplitRing};
@@ -53,6 +54,8 @@ pub struct RxRing {
     near: usize,
     /// Whether it was approached for this burst: few frames come, and what they need is near.
     approached: bool,
+    /// Who may use how much of it, while it is full again and again.
+    room: Option<Box<Room>>,
 }
 
 /// A chain that a frame goes into.
@@ -87,6 +90,7 @@ impl RxRing {
             log: setup.log.buffers.clone(),
             near: 0,
             approached: false,
+            room: None,
         })
     }
 
@@ -128,6 +132,46 @@ impl RxRing {
                 buffer.inspect(|buffer| buffer.prefetch_to_write(PREPARED));
             }
         }
+    }
+
+    /// A burst begins; `true`: there is not room for all, and its frames go in by [`Self::put_shared`].
+    #[inline]
+    pub fn begin(&mut self, now: Instant, sender: impl FnOnce() -> Sender) -> bool {
+        self.room.is_some() && self.share(now, sender())
+    }
+
+    #[cold]
+    fn share(&mut self, now: Instant, sender: Sender) -> bool {
+        let Self { ring: Ring::Split(ring), room: Some(room), .. } = self else { return false };
+        let size = ring.size();
+        // An index that lies is found when a frame goes in.
+        let is_shared = ring.available(size).is_ok_and(|free| room.begin(free, size, now, sender));
+        if !is_shared {
+            self.room = None;
+        }
+        is_shared
+    }
+
+    /// Puts one frame in, if the sender of the burst may use more of the room.
+    ///
+    /// # Errors
+    /// As [`Self::put`].
+    #[cold]
+    pub fn put_shared(
+        &mut self,
+        worker: usize,
+        vnet: VnetHeader,
+        head: &[u8],
+        tail: &[GuestSlice<'_>],
+    ) -> Result<(), DropReason> {
+        if !self.room.as_mut().is_none_or(|room| room.has_some()) {
+            return Err(DropReason::RxRingFull);
+        }
+        let before = self.ring.written();
+        let outcome = self.put(worker, vnet, head, tail);
+        let used = self.ring.written().wrapping_sub(before);
+        self.room.iter_mut().for_each(|room| room.used(used));
+        outcome
     }
 
     /// Puts one frame in: the vnet header, `head`, then `tail`. Shown to the guest by [`Self::finish`].
@@ -197,7 +241,12 @@ impl RxRing {
                 }
                 return Err(DropReason::RxBadBuffer);
             }
-            Ok(Err(reason)) => return Err(reason),
+            Ok(Err(reason)) => {
+                if reason == DropReason::RxRingFull {
+                    self.room.get_or_insert_default().note_full();
+                }
+                return Err(reason);
+            }
             Err(found) => {
                 // No buffer of this ring can be believed any more.
                 (*enabled, *fault) = (false, Some(found));

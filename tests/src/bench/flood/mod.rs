@@ -26,6 +26,8 @@ use crate::wait::wait_for;
 const PAIRS: u8 = 4;
 /// Payload of a frame like the victim's.
 const PLAIN: usize = 958;
+/// Frames of a turn of a victim whose receiver is flooded: less than its share.
+const FEW: u16 = 4;
 const START: Duration = Duration::from_secs(30);
 
 /// How the others flood.
@@ -43,6 +45,8 @@ pub enum Flood {
     MalformedChains,
     /// Frames of 60 bytes that are no packets.
     MalformedPackets,
+    /// Frames of 60 bytes to the victim's receiver, which cannot take them all. The victim sends few; fair is what it sent.
+    Receiver,
 }
 
 /// What one run gave.
@@ -60,13 +64,14 @@ pub struct Outcome {
 
 impl Flood {
     /// All, in the order of the table.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Small,
         Self::Unroutable,
         Self::Segments,
         Self::Kicks,
         Self::MalformedChains,
         Self::MalformedPackets,
+        Self::Receiver,
     ];
 
     /// As on the command line and in the table.
@@ -79,6 +84,7 @@ impl Flood {
             Self::Kicks => "kicks",
             Self::MalformedChains => "malformed-chains",
             Self::MalformedPackets => "malformed-packets",
+            Self::Receiver => "receiver",
         }
     }
 
@@ -88,6 +94,7 @@ impl Flood {
         Ok(match self {
             Self::Small => Sent::whole(plain, &udp(n, 30 + n, 18)?),
             Self::Unroutable => Sent::whole(plain, &udp(n, 200, 18)?),
+            Self::Receiver => Sent::whole(plain, &udp(n, 30, 18)?),
             Self::Kicks => Sent::whole(plain, &udp(n, 30 + n, PLAIN)?),
             Self::MalformedChains => Sent::whole(plain, &udp(n, 30 + n, 18)?).cut_to(4),
             Self::MalformedPackets => {
@@ -131,7 +138,11 @@ impl Flood {
         let mut pairs = Vec::new();
         for (n, (sender, receiver)) in (0..).zip(senders.iter_mut().zip(&mut receivers)) {
             let ([rx, _], [_, tx]) = (receiver.start()?, sender.start()?);
-            pairs.push(Pair::new(tx, rx, Sent::whole(VnetHeader::default(), &udp(n, 30 + n, PLAIN)?)));
+            let sent = Sent::whole(VnetHeader::default(), &udp(n, 30 + n, PLAIN)?);
+            pairs.push(Pair::new(tx, rx, sent, 10 + n));
+        }
+        if let (Self::Receiver, Some(victim)) = (self, pairs.first_mut()) {
+            victim.burst = FEW;
         }
         let fair = measure(&mut pairs, duration, false)?;
         for (n, pair) in (0..).zip(&mut pairs).skip(1) {
@@ -141,7 +152,7 @@ impl Flood {
         daemon.still_runs()?;
         ensure!(fair.mpps > 0.0, "the victim's frames do not arrive\n{}", daemon.log());
         Ok(Outcome {
-            mpps: [fair.mpps, left.mpps],
+            mpps: [if self == Self::Receiver { left.sent } else { fair.mpps }, left.mpps],
             full: [fair.full, left.full],
             others: [fair.others, left.others],
             kicks: left.kicks,

@@ -10,6 +10,8 @@ use crate::bench::generator::BURST;
 
 /// Bytes of a received frame that are looked at.
 const HEAD: usize = 64;
+/// Last byte of an IPv4 source address, behind the vnet header.
+const SOURCE: usize = 12 + 14 + 15;
 /// Kicks in a turn at most, where kicks are the flood.
 const KICKS: u64 = 8;
 /// The same in a second.
@@ -41,6 +43,10 @@ pub(super) struct Pair<'m> {
     tx: Vring<'m>,
     rx: Vring<'m>,
     pub(super) sent: Sent,
+    /// Frames of a turn.
+    pub(super) burst: u16,
+    /// Last byte of its IPv4 address: frames of others that arrive do not count.
+    from: u8,
     looks: u64,
     full: u64,
     sent_frames: u64,
@@ -48,18 +54,18 @@ pub(super) struct Pair<'m> {
 }
 
 impl<'m> Pair<'m> {
-    pub(super) fn new(tx: Vring<'m>, rx: Vring<'m>, sent: Sent) -> Self {
-        Self { tx, rx, sent, looks: 0, full: 0, sent_frames: 0, received: 0 }
+    pub(super) fn new(tx: Vring<'m>, rx: Vring<'m>, sent: Sent, from: u8) -> Self {
+        Self { tx, rx, sent, burst: BURST, from, looks: 0, full: 0, sent_frames: 0, received: 0 }
     }
 
     #[inline]
     fn send(&mut self) -> Result<()> {
         self.looks += 1;
-        if self.tx.room()? < BURST {
+        if self.tx.room()? < self.burst {
             self.full += 1;
             return Ok(());
         }
-        for _ in 0..BURST {
+        for _ in 0..self.burst {
             self.tx.write(&self.sent.bytes, 0)?;
             self.sent_frames += 1;
         }
@@ -68,8 +74,8 @@ impl<'m> Pair<'m> {
 
     #[inline]
     fn receive(&mut self) -> Result<()> {
-        self.rx.receive_all(2 * BURST, |_: &[u8; HEAD]| {
-            self.received += 1;
+        self.rx.receive_all(2 * BURST, |head: &[u8; HEAD]| {
+            self.received += u64::from(head.get(SOURCE) == Some(&self.from));
             Ok(())
         })
     }
@@ -78,6 +84,8 @@ impl<'m> Pair<'m> {
 /// One half of a run.
 pub(super) struct Half {
     pub(super) mpps: f64,
+    /// What the victim sent.
+    pub(super) sent: f64,
     pub(super) full: f64,
     pub(super) others: f64,
     pub(super) kicks: f64,
@@ -96,6 +104,7 @@ pub(super) fn measure(pairs: &mut [Pair<'_>], duration: Duration, storm: bool) -
     let sent = others.iter().map(|pair| pair.sent_frames).sum();
     Ok(Half {
         mpps: per_second(victim.received, elapsed) / 1e6,
+        sent: per_second(victim.sent_frames, elapsed) / 1e6,
         full: share(victim.full, victim.looks),
         others: per_second(sent, elapsed) / 1e6,
         kicks: per_second(kicks, elapsed),
