@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result, ensure};
 use router::DropReason;
 use tests::hostile::{Field, Wanted as Hostile, cases};
-use tests::reasons::{Case, Found, Judge, Producer, Stage, Wanted, is_slow, judge, producer, rules};
-use tests::{full_run, hostile, skip, step};
+use tests::reasons::{Case, Found, Judge, Producer, Stage, Wanted, judge, producer, rules};
+use tests::{hostile, skip, step};
 
 /// The port of the guest in [`Field`] that does what others must not.
 const ATTACKED: &str = "acme/mallory.0";
@@ -27,16 +27,11 @@ fn every_reason_happens_once_and_is_explained() -> Result<()> {
     for (reason, (how, found)) in &table {
         println!("{:<22} {:<16} {:>5}  {:<20} {how}", reason.name(), found.port, found.count, found.place);
     }
-    let missing =
-        DropReason::ALL.iter().filter(|reason| !table.contains_key(reason) && !is_left_out(**reason));
+    let missing = DropReason::ALL.iter().filter(|reason| !table.contains_key(reason));
     let missing: Vec<_> = missing.map(|reason| reason.name()).collect();
     println!("{} of {} reasons", table.len(), DropReason::ALL.len());
     ensure!(failed.is_empty() && missing.is_empty(), "{}\nmissing: {missing:?}", failed.join("\n"));
     Ok(())
-}
-
-fn is_left_out(reason: DropReason) -> bool {
-    is_slow(reason) && !full_run()
 }
 
 /// What one lone guest can do to itself.
@@ -80,14 +75,6 @@ fn staged_ones(table: &mut Table, failed: &mut Vec<String>) -> Result<()> {
     drop(short);
     for &reason in DropReason::ALL {
         let Producer::Staged(case) = producer(reason) else { continue };
-        if is_left_out(reason) {
-            let name = format!("reasons: {}", reason.name());
-            let _ = skip::unless(
-                &name,
-                &[Err("fills the whole table of connections: VMROUTER_FULL=1".to_owned())],
-            );
-            continue;
-        }
         let found = staged_one(&mut stage, &mut judge, reason, case);
         take(table, failed, reason, case.meaning, found);
     }

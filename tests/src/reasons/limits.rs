@@ -56,7 +56,7 @@ pub const FLOWS_QUOTA: Case = Case {
 
 /// More connections than there are places.
 pub const FLOWS_FULL: Case = Case {
-    meaning: "answered connections until there is no place for one more",
+    meaning: "connections that both sides go on with, until there is no place for one more",
     port: "large/a.0",
     count: (1, 512),
     blames: None,
@@ -74,22 +74,24 @@ fn begin(from: Host, to: Host, number: u32) -> Vec<u8> {
     with_ports(udp4(from, to, b"hello"), port, service)
 }
 
-/// Begins connections and answers each, until one is not passed on. A connection that was answered makes no room.
+/// Begins connections until one is not passed on, and lets both sides of each speak twice: then it makes room for no other.
 fn fill(stage: &mut Stage) -> Result<()> {
     let (a, b) = (stage.host("large/a")?, stage.host("large/b")?);
     let nic = |name| stage.nic(name, NicOptions::default());
     let (mut client, mut server) = (nic("large/a")?, nic("large/b")?);
     let capacity = u32::try_from(router::FlowTable::CAPACITY)?;
     for first in (0..=capacity).step_by(usize::try_from(BATCH)?) {
-        for number in first..first + BATCH {
-            let queued = client.queue(0, &begin(a, b, number), VnetHeader::default())?;
-            ensure!(queued, "the client's ring is full");
+        for _ in 0..2 {
+            for number in first..first + BATCH {
+                let queued = client.queue(0, &begin(a, b, number), VnetHeader::default())?;
+                ensure!(queued, "the client's ring is full");
+            }
+            client.flush(0)?;
+            if answers(&mut server, b, a)? < BATCH {
+                return Ok(());
+            }
+            while client.receive()?.is_some() {}
         }
-        client.flush(0)?;
-        if answers(&mut server, b, a)? < BATCH {
-            return Ok(());
-        }
-        while client.receive()?.is_some() {}
     }
     anyhow::bail!("{capacity} connections have found a place")
 }

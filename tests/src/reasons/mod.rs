@@ -52,12 +52,6 @@ impl Case {
     }
 }
 
-/// Reasons that take too long for an ordinary run.
-#[must_use]
-pub fn is_slow(reason: DropReason) -> bool {
-    reason == DropReason::FlowsFull
-}
-
 /// What produces that reason.
 #[must_use]
 pub fn producer(reason: DropReason) -> Producer {
