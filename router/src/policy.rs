@@ -181,7 +181,15 @@ impl<'g> Guard<'g> {
             false => table.open(key, event, self.from, self.now, stamp),
             true => table.has_room(key, event, self.from, self.now),
         };
-        opened.map_err(|reason| (reason, RuleId::BUILT_IN))
+        opened.map_err(|reason| {
+            (reason, if reason == DropReason::FlowsQuota { self.quota() } else { RuleId::BUILT_IN })
+        })
+    }
+
+    /// The line that limits the connections of whoever pays for this one.
+    fn quota(&self) -> RuleId {
+        let policy = &self.snapshot.policy;
+        policy.limit_rule(policy.tenant(self.way.ingress).unwrap_or(self.way.tenant))
     }
 
     fn admit(&self, protocol: u8, port: u16) -> Result<RuleId, Denial> {

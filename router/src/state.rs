@@ -74,8 +74,8 @@ impl WorkerState {
     /// Follows a new snapshot: what was learned stays with a port as long as that has its name, connections with the tenant.
     pub fn adopt(&mut self, snapshot: &Snapshot) {
         // Seats that are held are not given away: the new ones are taken before the old ones are left.
-        let tenants = snapshot.vrfs.iter().zip(&snapshot.policy.limits);
-        self.seats = self.flows.seats().take_all(tenants.map(|(vrf, limit)| (vrf.tenant.as_str(), *limit)));
+        let tenants = snapshot.vrfs.iter().zip(snapshot.policy.limits());
+        self.seats = self.flows.seats().take_all(tenants.map(|(vrf, limit)| (vrf.tenant.as_str(), limit)));
         self.flows.seats().recount();
         self.flows.queries().keep(snapshot.vrfs.iter().map(|vrf| vrf.tenant.as_str()));
         self.learned.resize_with(snapshot.ids_end(), Learned::default);

@@ -21,6 +21,7 @@ pub mod manager;
 pub mod netns;
 pub mod pcap;
 pub mod process;
+pub mod reasons;
 pub mod scenario;
 pub mod skip;
 pub mod stats;

@@ -54,6 +54,15 @@ pub fn program(name: &str) -> Need {
     }
 }
 
+/// A CPU for each of two workers.
+///
+/// # Errors
+/// There is one.
+pub fn two_cpus() -> Need {
+    let count = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    if count < 2 { Err(format!("needs two CPUs, there is {count}")) } else { Ok(()) }
+}
+
 /// Free huge pages of 2 MiB.
 ///
 /// # Errors

@@ -23,16 +23,10 @@ fn nobody_is_hurt_by_packed_vrings() -> Result<()> {
 
 #[test]
 fn nobody_is_hurt_with_two_workers() -> Result<()> {
-    if skip::unless("nobody_is_hurt_with_two_workers", &[two_cpus()]) {
+    if skip::unless("nobody_is_hurt_with_two_workers", &[skip::two_cpus()]) {
         return Ok(());
     }
     run(&[0, 1], false, cases())
-}
-
-/// A worker is pinned to each.
-fn two_cpus() -> skip::Need {
-    let count = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    if count < 2 { Err(format!("needs two CPUs, there is {count}")) } else { Ok(()) }
 }
 
 fn run(cpus: &[usize], packed: bool, cases: impl Iterator<Item = &'static Case>) -> Result<()> {

@@ -138,11 +138,20 @@ pub struct Tenant {
     /// `[[tenant.X.route]]` plus the default routes that follow from `uplinks`.
     pub routes: Vec<Route>,
     /// `quota.flows`: most connections that are tracked for it; none: the router's own limit.
-    pub flows: Option<u32>,
+    pub flows: Option<FlowLimit>,
     /// `quota.rate`: bits a second that its VMs may send in all.
     pub rate: Option<Limit>,
     /// `quota.pps`: packets a second that its VMs may send in all.
     pub pps: Option<Limit>,
+}
+
+/// How many connections may be held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowLimit {
+    /// Not zero.
+    pub most: u32,
+    /// Where the file asks for it.
+    pub at: Place,
 }
 
 /// How much may be sent.

@@ -168,7 +168,7 @@ impl Plan {
                 list(tenant.uplinks.iter().filter_map(|at| Some(&topology.uplinks.get(*at)?.name)))
             };
             fields.compare(Effect::InPlace, "uplinks", &uplinks((old.0, was)), &uplinks((new.0, is)));
-            let flows = |tenant: &Tenant| optional(tenant.flows);
+            let flows = |tenant: &Tenant| optional(tenant.flows.map(|flows| flows.most));
             fields.compare(Effect::InPlace, "quota.flows", &flows(was), &flows(is));
             fields.compare(Effect::InPlace, "quota.rate", &rate(was.rate), &rate(is.rate));
             let pps = |tenant: &Tenant| optional(tenant.pps.map(|pps| pps.per_second));

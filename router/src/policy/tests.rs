@@ -606,7 +606,7 @@ fn a_tenant_has_its_quota_of_connections() {
     }
     // What is settled does not.
     bench.now += Duration::from_secs(6);
-    assert_eq!(bench_to(&mut bench, 120), Err((DropReason::FlowsQuota, 0)));
+    assert_eq!(bench_to(&mut bench, 120), Err((DropReason::FlowsQuota, 7)));
     assert_eq!(bench_to(&mut bench, 119), TRACKED);
 }
 

@@ -30,7 +30,7 @@ pub struct Policy {
     /// Networks of others that a tenant's peerings name: nobody outside sends from there.
     foreign: Foreign,
     /// `quota.flows`, by tenant.
-    pub(crate) limits: Vec<Option<u32>>,
+    limits: Vec<FlowLimit>,
     /// Differs where anything here differs: what was admitted under another is asked again.
     pub(crate) stamp: u32,
 }
@@ -100,6 +100,15 @@ enum Whom {
     Subnet(IpNet),
 }
 
+/// `quota.flows` of a tenant.
+#[derive(Clone, Copy, Debug)]
+struct FlowLimit {
+    /// None: the table's own limit.
+    most: Option<u32>,
+    /// The line that says so.
+    rule: RuleId,
+}
+
 /// The first packet of a connection, as the rules see it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct First {
@@ -128,7 +137,7 @@ impl Policy {
         let sides = building.sides(ports);
         let groups = building.groups();
         let (peerings, foreign) = building.peerings();
-        let limits = topology.tenants.iter().map(|tenant| tenant.flows).collect();
+        let limits = building.limits();
         let classes = sides.iter().map(Side::class).collect();
         let mut policy = Self { classes, sides, groups, peerings, foreign, limits, stamp: 0 };
         policy.stamp = policy.digest(topology, ports, ids);
@@ -141,6 +150,21 @@ impl Policy {
         let class = |port: PortId| self.classes.get(port.index()).copied().unwrap_or(0);
         let from = class(from);
         from != 0 && from == class(to)
+    }
+
+    /// The most connections of each tenant, where the file says so.
+    pub(crate) fn limits(&self) -> impl Iterator<Item = Option<u32>> {
+        self.limits.iter().map(|limit| limit.most)
+    }
+
+    /// Lets every tenant have as many connections as there are places.
+    pub(crate) fn lift_limits(&mut self) {
+        self.limits.iter_mut().for_each(|limit| limit.most = Some(u32::MAX));
+    }
+
+    /// The line that says how many connections a tenant may have; built in if none does.
+    pub(crate) fn limit_rule(&self, tenant: TenantId) -> RuleId {
+        self.limits.get(tenant.index()).map_or(RuleId::BUILT_IN, |limit| limit.rule)
     }
 
     /// Whose the port is; an uplink is nobody's.
@@ -355,6 +379,14 @@ impl Building<'_> {
             }
         }
         groups
+    }
+
+    fn limits(&mut self) -> Vec<FlowLimit> {
+        let limits = self.topology.tenants.iter().map(|tenant| FlowLimit {
+            most: tenant.flows.map(|flows| flows.most),
+            rule: tenant.flows.map_or(RuleId::BUILT_IN, |flows| self.rule(flows.at)),
+        });
+        limits.collect()
     }
 
     fn rules(&mut self, tenant: usize, rules: &[topology::Rule]) -> Vec<Rule> {

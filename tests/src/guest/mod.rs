@@ -277,6 +277,7 @@ pub fn contents() -> Contents {
         program("iperf3", "usr/bin/iperf3"),
         program("tcpdump", "usr/bin/tcpdump"),
         program("ethtool", "sbin/ethtool"),
+        program("dhcpcd-base", "usr/sbin/dhcpcd"),
     ];
     Contents { debian, local: Vec::new() }
 }

@@ -113,6 +113,24 @@ pub fn udp4(from: Host, to: Host, payload: &[u8]) -> Vec<u8> {
     ip4(from, to.ip4, 17, &[], &udp(from, to, payload))
 }
 
+/// A UDP datagram over IPv4 with other ports, and with no checksum (RFC 768).
+#[must_use]
+pub fn with_ports(datagram: Vec<u8>, from: u16, to: u16) -> Vec<u8> {
+    let datagram = with(with(datagram, UDP, &from.to_be_bytes()), UDP + 2, &to.to_be_bytes());
+    with(datagram, UDP + 6, &[0, 0])
+}
+
+/// A DHCP message to everybody: operation, the client's hardware address, and the kind of message.
+#[must_use]
+pub fn dhcp4(from: Host, op: u8, client: [u8; 6], kind: u8) -> Vec<u8> {
+    let body =
+        [&[op, 1, 6, 0, 1, 2, 3, 4][..], &[0; 20], &client, &[0; 202], &[99, 130, 83, 99, 53, 1, kind, 255]]
+            .concat();
+    let host = Host { ip4: Ipv4Addr::UNSPECIFIED, ..from };
+    let frame = with_ports(udp4(host, Host { ip4: Ipv4Addr::BROADCAST, ..from }, &body), 68, 67);
+    with(frame, 0, &[255; 6])
+}
+
 /// A UDP datagram with its IPv4 checksum.
 #[must_use]
 pub fn udp(from: Host, to: Host, payload: &[u8]) -> Vec<u8> {

@@ -7,7 +7,7 @@ use router::DropReason::{
     SourceMartian,
 };
 
-use super::frames::{ETHERNET, Host, ROUTER, arp, checksum4, cut, icmp6, udp4, udp6, with};
+use super::frames::{ETHERNET, Host, ROUTER, arp, checksum4, cut, dhcp4, icmp6, udp4, udp6, with};
 use super::packets::{GATEWAY4, GATEWAY6, drop_of, dropped, many, plain, to4, to6};
 use super::{Case, Field, Wanted, case};
 
@@ -151,7 +151,7 @@ pub const CASES: &[Case] = &[
         },
     ),
     case("D74 DHCP starvation", "250 DISCOVERs of invented clients", Wanted::Harmless, |f| {
-        let frames: Vec<_> = (0..250_u8).map(|n| dhcp(f, n, 1, 68, 67)).collect();
+        let frames: Vec<_> = (0..250_u8).map(|n| dhcp4(f.attacked, 1, [2, 0, 0, 0, 9, n], 1)).collect();
         many(f, &frames)
     }),
     case("D74 rogue DHCP server", "an OFFER to the witness", Wanted::Harmless, |f| {
@@ -172,16 +172,4 @@ fn from6(f: &Field, source: Ipv6Addr) -> Vec<u8> {
 
 fn nd(f: &Field, hops: u8, message: &[u8]) -> Vec<u8> {
     icmp6(f.attacked, f.attacked.ip6, GATEWAY6, hops, message)
-}
-
-/// A DHCP message of client `n` from 0.0.0.0.
-fn dhcp(f: &Field, n: u8, op: u8, from: u16, to: u16) -> Vec<u8> {
-    let mac = [2, 0, 0, 0, 9, n];
-    let body = [&[op, 1, 6, 0, 1, 2, 3, n][..], &[0; 20], &mac, &[0; 202], &[99, 130, 83, 99, 53, 1, 1, 255]]
-        .concat();
-    let host = Host { ip4: Ipv4Addr::UNSPECIFIED, ..f.attacked };
-    let frame = udp4(host, Host { ip4: Ipv4Addr::BROADCAST, ..f.witness }, &body);
-    let frame = with(with(frame, 34, &from.to_be_bytes()), 36, &to.to_be_bytes());
-    // No checksum: the ports were changed (RFC 768).
-    with(with(frame, 40, &[0, 0]), 0, &[255; 6])
 }

@@ -1,7 +1,7 @@
 //! `[tenant.X] quota`: what the file itself can be held against, and what only a running router can.
 
 use crate::at::At;
-use crate::model::{Limit, Tenant};
+use crate::model::{FlowLimit, Limit, Tenant};
 use crate::raw::{RawQuota, RawTenant};
 use crate::units;
 use crate::validate::context::Context;
@@ -21,7 +21,10 @@ pub(crate) fn validate(path: &str, raw: &RawTenant, tenant: &mut Tenant, ctx: &m
         let per_second = ctx.number::<u32>(pps, "pps", 1..=u32::MAX)?.into();
         Some(Limit { per_second, at: ctx.place(&pps.span()) })
     });
-    tenant.flows = quota.flows.as_ref().and_then(|flows| ctx.number(flows, "flows", 1..=u32::MAX));
+    tenant.flows = quota.flows.as_ref().and_then(|flows| {
+        let most = ctx.number(flows, "flows", 1..=u32::MAX)?;
+        Some(FlowLimit { most, at: ctx.place(&flows.span()) })
+    });
     let path = format!("{path}.quota");
     ctx.unenforced_key(&path, "storage", quota.storage.as_ref());
     ctx.unenforced_key(&path, "iops", quota.iops.as_ref());
