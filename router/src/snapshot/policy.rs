@@ -143,6 +143,11 @@ impl Policy {
         from != 0 && from == class(to)
     }
 
+    /// Tenants that a peering joins.
+    pub(crate) fn peered(&self) -> impl Iterator<Item = [TenantId; 2]> {
+        self.peerings.keys().map(|sides| sides.map(|(tenant, _)| tenant))
+    }
+
     /// Whose the port is; an uplink is nobody's.
     pub(crate) fn tenant(&self, port: PortId) -> Option<TenantId> {
         self.sides.get(port.index())?.tenant
