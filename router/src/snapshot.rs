@@ -189,6 +189,19 @@ impl Snapshot {
         }
     }
 
+    /// By tenant: whether what its NICs send can get to the tenant of that name.
+    #[must_use]
+    pub fn senders_to(&self, tenant: &str) -> Vec<bool> {
+        let mut senders: Vec<bool> = self.vrfs.iter().map(|vrf| vrf.tenant == tenant).collect();
+        let own = senders.iter().position(|own| *own);
+        for pair in self.policy.peered().map(|pair| pair.map(TenantId::index)) {
+            if pair.iter().any(|side| Some(*side) == own) {
+                pair.iter().for_each(|side| senders.get_mut(*side).into_iter().for_each(|may| *may = true));
+            }
+        }
+        senders
+    }
+
     /// The network that a NIC is on.
     #[must_use]
     pub fn network(&self, nic: &NicPort) -> Option<&Network> {

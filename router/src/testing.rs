@@ -112,6 +112,7 @@ fn tenant(name: &str) -> Tenant {
         groups: Vec::new(),
         vms: Vec::new(),
         routes: Vec::new(),
+        mirrors: Vec::new(),
         flows: None,
         rate: None,
         pps: None,

@@ -125,6 +125,7 @@ impl Scenario {
             groups: Vec::new(),
             vms: Vec::new(),
             routes: Vec::new(),
+            mirrors: Vec::new(),
             flows: None,
             rate: None,
             pps: None,

@@ -10,7 +10,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::mac::Mac;
 use crate::place::Place;
-use crate::policy::{Group, Peering, Test};
+use crate::policy::{Group, Peering, Sender, Test};
 
 /// A whole checked file.
 #[derive(Clone, Debug, PartialEq)]
@@ -137,6 +137,8 @@ pub struct Tenant {
     pub vms: Vec<Vm>,
     /// `[[tenant.X.route]]` plus the default routes that follow from `uplinks`.
     pub routes: Vec<Route>,
+    /// `[tenant.X.mirror.*]`.
+    pub mirrors: Vec<Mirror>,
     /// `quota.flows`: most connections that are tracked for it; none: the router's own limit.
     pub flows: Option<FlowLimit>,
     /// `quota.rate`: bits a second that its VMs may send in all.
@@ -273,4 +275,58 @@ pub enum Via {
         /// Index into [`Vm::nics`].
         nic: usize,
     },
+}
+
+/// `[tenant.X.mirror.NAME]`: copies of what some send and are sent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mirror {
+    /// Its name in the file.
+    pub name: String,
+    /// Where the file defines it.
+    pub at: Place,
+    /// Whose traffic, one at least.
+    pub from: Vec<Sender>,
+    /// Where the copies go.
+    pub to: MirrorTo,
+    /// Most bytes of each frame.
+    pub snaplen: u32,
+}
+
+/// Where a mirror's copies go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MirrorTo {
+    /// Into that pcapng file, by an absolute path; no other mirror has it.
+    File(PathBuf),
+    /// To a NIC of the same tenant.
+    Nic {
+        /// Index into [`Tenant::vms`].
+        vm: usize,
+        /// Index into [`Vm::nics`].
+        nic: usize,
+    },
+}
+
+impl Mirror {
+    /// Whose traffic, as the file of that tenant names them: `vm:web1`, `network:db`.
+    #[must_use]
+    pub fn sources(&self, tenant: &Tenant) -> Vec<String> {
+        let vm = |at: usize| tenant.vms.get(at).map_or("", |vm| &vm.name);
+        let network = |at: usize| tenant.networks.get(at).map_or("", |network| &network.name);
+        let one = |sender: &Sender| match *sender {
+            Sender::Vm(at) => format!("vm:{}", vm(at)),
+            Sender::Network(at) => format!("network:{}", network(at)),
+        };
+        self.from.iter().map(one).collect()
+    }
+
+    /// Where the copies go: the path of a file, or `vm:ids.0`.
+    #[must_use]
+    pub fn target(&self, tenant: &Tenant) -> String {
+        match &self.to {
+            MirrorTo::File(path) => path.display().to_string(),
+            MirrorTo::Nic { vm, nic } => {
+                format!("vm:{}.{nic}", tenant.vms.get(*vm).map_or("", |vm| &vm.name))
+            }
+        }
+    }
 }

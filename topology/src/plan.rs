@@ -5,6 +5,7 @@
 //! and columns of the file are no difference.
 
 mod compare;
+mod mirrors;
 mod policy;
 
 use std::fmt;
@@ -181,6 +182,7 @@ impl Plan {
             self.vm(old.1, new.1, was, is);
         }
         self.routes(name, old, new);
+        self.mirrors(name, old.1, new.1);
     }
 
     fn networks(&mut self, tenant: &str, old: Option<&Tenant>, new: Option<&Tenant>) {

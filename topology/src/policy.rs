@@ -119,7 +119,7 @@ pub struct Test {
     pub allow: bool,
 }
 
-/// Who sends in a test.
+/// Who sends in a test, or whose traffic a mirror copies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sender {
     /// Index into [`crate::Tenant::vms`].

@@ -75,7 +75,6 @@ fn what_full_asks_for_and_is_not_enforced() {
         "64:9 tenant.acme.vm.web1.spec.speed",
         "83:19 tenant.acme.flip.orders",
         "95:1 tenant.acme.forward[0]",
-        "101:21 tenant.acme.mirror.ids",
     ];
     assert_eq!(listed, pinned);
     let listed = |text| topology::parse("f", text).unwrap().unenforced.len();

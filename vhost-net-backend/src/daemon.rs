@@ -13,6 +13,7 @@ mod view;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,7 +22,7 @@ use anyhow::Context;
 use crossbeam::channel::Sender;
 use router::snapshot::{PortIds, PortKind};
 use router::{FlowTable, Meters, PortId, Snapshot};
-use topology::{Mac, Topology, UplinkKind};
+use topology::{Topology, UplinkKind};
 
 pub use self::apply::{Applier, Origin, Stored};
 use self::attachments::Attachments;
@@ -31,13 +32,15 @@ use crate::counters::{Counters, Identity};
 use crate::gather::Gathering;
 use crate::handover::Inherited;
 use crate::handover::collect::Collected;
+use crate::handover::inherited::{CountersLeft, PortLeft};
 use crate::health::Health;
 use crate::metrics::{Door, MetricsServer};
+use crate::mirror::{Folders, Mirrors};
 use crate::port::{PortTable, lock};
 use crate::ring_state::{NicState, Store};
-use crate::uplink::keeper::{self, Keeper, hand_out, report};
+use crate::uplink::keeper::{self, Keeper, Kept, hand_out, report};
 use crate::uplink::{Tap, UplinkEvent};
-use crate::vhost_user::{Links, Listeners};
+use crate::vhost_user::{LinkOrders, Links, Listeners, Prepared};
 use crate::worker::{self, Command, WorkerHandle, WorkerSetup, WorkerThread};
 
 /// What control says of an uplink that this version cannot make.
@@ -78,48 +81,45 @@ impl Daemon {
         mut origin: Origin,
     ) -> anyhow::Result<Self> {
         std::fs::create_dir_all(run_dir).with_context(|| format!("cannot create {}", run_dir.display()))?;
-        let door = metrics_door(&topology, !inherited.is_empty())?;
+        let took_over = !inherited.is_empty();
+        let door = metrics_door(&topology, took_over)?;
         let Inherited { counters: left, taps, ports: left_ports } = inherited;
         let count = topology.router.cpus.len().max(1);
-        let stats = run_dir.join("stats");
-        origin.generation = origin.generation.max(1);
-        let identities = Identity::all(&topology, origin.generation);
-        let counters = Counters::carry_on(&stats, count, &identities, left.as_ref())
-            .with_context(|| format!("cannot create {}", stats.display()))?;
         let ids = PortIds::fresh(&topology);
-        // Of a configuration that came back, the number is in what was handed over, and not on the disk.
-        let handed = ids.iter().filter_map(|id| counters.identity(id)?.generation()).max();
-        origin.generation = origin.generation.max(handed.unwrap_or(1));
+        let counters = counters(&topology, &ids, run_dir, left.as_ref(), &mut origin)?;
         let (kept, taps) = uplinks::open(&topology, &ids, count, taps)?;
-        let mut macs = vec![Mac::default(); topology.uplinks.len()];
-        for (uplink, tap) in kept.iter().zip(&taps) {
-            macs.get_mut(uplink.index).into_iter().for_each(|mac| *mac = tap.mac);
-        }
+        let macs = uplinks::macs(&topology, &kept, &taps);
+        let (mut mirrors, copies) = mirrors(&topology, std::mem::take(&mut origin.folders), took_over)?;
         let meters = Meters::default();
         let snapshot = Arc::new(Snapshot::build_with(&topology, &macs, &ids, &meters));
         let flows = Arc::new(FlowTable::new(FlowTable::CAPACITY, secret()));
-        let store = Store::open(run_dir, counters.boot());
-        let store = store.inspect_err(|error| tracing::warn!(%error, "vring state cannot be kept")).ok();
+        let store = store(run_dir, &counters);
         let (ports, gathering) = ports(&topology, &ids, &snapshot, store.as_ref());
         let (run_dir, health) = (run_dir.to_owned(), Arc::new(Health::new(count)));
         let (links, orders) = Links::new().context("cannot create an eventfd")?;
         let topology = Arc::new(topology);
-        let view =
-            View { topology, snapshot, ids, macs, meters, ports, counters, flows, run_dir, health, links };
+        let view = View {
+            topology,
+            snapshot,
+            ids,
+            macs,
+            meters,
+            ports,
+            counters,
+            mirrors: copies.shown(),
+            flows,
+            run_dir,
+            health,
+            links,
+        };
 
         let events = keeper::channel();
         let (workers, threads) = start_workers(&view, &events.0, &gathering)?;
-        for port in view.ports.iter().filter(|port| port.is_uplink) {
-            let built = kept.iter().any(|uplink| uplink.port == port.id);
-            report(&view.ports, port.id, (!built).then_some(NOT_BUILT));
-        }
-        let listen = parts::nics(&view.topology, &view.ids);
-        let listen = listen.map(|nic| parts::listen_port(nic, &view.topology, &view.run_dir)).collect();
-        let group = Some(view.topology.router.socket_group.clone());
+        report_uplinks(&view, &kept);
         let board = Board::new(view);
+        mirrors.commit(copies, &workers, &board);
         let attachments = Attachments { board: board.clone(), workers: Arc::clone(&workers), gathering };
-        let prepared =
-            Listeners::prepare(listen, group.as_deref(), Arc::new(attachments), left_ports, orders)?;
+        let prepared = listeners(attachments, left_ports, orders)?;
         kept.iter().zip(taps).for_each(|(uplink, tap)| hand_out(uplink.port, tap, &workers));
         let watching = !kept.is_empty();
         let to_keeper = events.0.clone();
@@ -130,6 +130,7 @@ impl Daemon {
             workers: Arc::clone(&workers),
             keeper: to_keeper,
             watching,
+            mirrors,
             store,
             origin,
             pending: None,
@@ -210,6 +211,63 @@ impl Daemon {
         tracing::info!(connections, ?took, "everything is ready for the next daemon");
         collected
     }
+}
+
+/// Counters of all workers and ports, the last daemon's carried on; and the generation that they belong to.
+fn counters(
+    topology: &Topology,
+    ids: &PortIds,
+    run_dir: &Path,
+    left: Option<&CountersLeft>,
+    origin: &mut Origin,
+) -> anyhow::Result<Counters> {
+    let (stats, workers) = (run_dir.join("stats"), topology.router.cpus.len().max(1));
+    origin.generation = origin.generation.max(1);
+    let identities = Identity::all(topology, origin.generation);
+    let counters = Counters::carry_on(&stats, workers, &identities, left)
+        .with_context(|| format!("cannot create {}", stats.display()))?;
+    // Of a configuration that came back, the number is in what was handed over, and not on the disk.
+    let handed = ids.iter().filter_map(|id| counters.identity(id)?.generation()).max();
+    origin.generation = origin.generation.max(handed.unwrap_or(1));
+    Ok(counters)
+}
+
+/// Mirrors, and those of the topology to begin with.
+fn mirrors(
+    topology: &Topology,
+    folders: Folders,
+    took_over: bool,
+) -> anyhow::Result<(Mirrors, crate::mirror::Next)> {
+    let mirrors = Mirrors::new(folders);
+    let next = mirrors.prepare(topology);
+    // Guests that were taken over are served without a mirror, too.
+    let next = if took_over { next } else { next.check()? };
+    Ok((mirrors, next))
+}
+
+fn store(run_dir: &Path, counters: &Counters) -> Option<Store> {
+    let store = Store::open(run_dir, counters.boot());
+    store.inspect_err(|error| tracing::warn!(%error, "vring state cannot be kept")).ok()
+}
+
+fn report_uplinks(view: &View, kept: &[Kept]) {
+    for port in view.ports.iter().filter(|port| port.is_uplink) {
+        let built = kept.iter().any(|uplink| uplink.port == port.id);
+        report(&view.ports, port.id, (!built).then_some(NOT_BUILT));
+    }
+}
+
+/// The sockets of all NICs.
+fn listeners(
+    attachments: Attachments,
+    left: HashMap<String, PortLeft>,
+    orders: LinkOrders,
+) -> io::Result<Prepared> {
+    let view = attachments.board.view();
+    let nics = parts::nics(&view.topology, &view.ids);
+    let listen = nics.map(|nic| parts::listen_port(nic, &view.topology, &view.run_dir)).collect();
+    let group = &view.topology.router.socket_group;
+    Listeners::prepare(listen, Some(group), Arc::new(attachments), left, orders)
 }
 
 fn serve_metrics(door: Option<Door>, board: &Board) -> anyhow::Result<Option<MetricsServer>> {

@@ -10,8 +10,10 @@
 //!
 //! Frames from an uplink take the same way; their buffers are ours. What is for a guest service of the router's is answered
 //! beside it ([`service`]). Where somebody looks at the frames ([`crate::watch`]), phases 1 and 2 also keep what was decided,
-//! and the frame is copied for him before phase 3; else nothing of that is there.
+//! and the frame is copied for him before phase 3 (a copy for a guest is put into its ring then, [`copies`]); else nothing of
+//! that is there.
 
+mod copies;
 mod replies;
 mod service;
 #[cfg(test)]
@@ -260,12 +262,13 @@ impl Datapath {
     /// Phases 1 and 2. That nobody looks costs one branch a burst.
     #[inline]
     fn forward(&mut self, passing: &Passing<'_>) {
-        let Some(mut watch) = self.watch.take() else {
+        let Some(mut watch) = self.watch.take_if(|watch| watch.looks_at(passing.ingress)) else {
             self.decide(passing, &mut Nobody::default());
             return self.deliver(passing, &mut Nobody::default());
         };
         self.decide(passing, &mut *watch);
         self.deliver(passing, &mut *watch);
+        self.copy(passing, &watch);
         let goes_on = watch.tell(&self.snapshot, passing.ingress, passing.burst, passing.header_len);
         self.watch = goes_on.then_some(watch);
     }

@@ -89,12 +89,34 @@ fn send_scattered(
 ) -> Sent {
     let passage = head.offload.passage(egress.caps());
     let mut tail = ArrayVec::new();
-    find_tail(burst, frame, header_len, head, &mut tail);
+    let rest = head.frame_len.saturating_sub(head.len);
+    find_tail(burst, frame, header_len + head.len, rest, &mut tail);
     if passage == Passage::Whole && head.fragment_mtu == 0 {
         send_whole(egress, head, &tail)
     } else {
         send_slow(egress, &tail, passage, head, slow)
     }
+}
+
+/// Sends the first `most` bytes of a frame as it came: `head` was read of it before anything was decided.
+#[cold]
+pub fn send_copy(
+    egress: &mut impl Egress,
+    burst: &Burst<'_>,
+    frame: &Frame,
+    header_len: u32,
+    head: &Headers,
+    most: u32,
+) -> Sent {
+    let len = head.frame_len.min(most);
+    let first = head.as_bytes();
+    let first = first.get(..usize::try_from(len).unwrap_or(usize::MAX)).unwrap_or(first);
+    let mut tail = ArrayVec::new();
+    find_tail(burst, frame, header_len + head.len, len.saturating_sub(head.len), &mut tail);
+    let mut sent = Sent::default();
+    // Nothing is promised about its checksums: whoever looks at copies gets what was sent.
+    sent.add(u64::from(len), egress.put(Offload::NONE.vnet(), first, &tail));
+    sent
 }
 
 #[inline(always)]
@@ -104,17 +126,15 @@ fn send_whole(egress: &mut impl Egress, head: &Headers, tail: &[GuestSlice<'_>])
     sent
 }
 
-/// The payload that is not in the header snapshot, where it lies. Not returned: moving the list would copy all of it.
+/// `left` bytes of payload behind the header snapshot, where they lie. Not returned: moving the list would copy all of it.
 #[inline]
 fn find_tail<'m>(
     burst: &Burst<'m>,
     frame: &Frame,
-    header_len: u32,
-    head: &Headers,
+    mut skip: u32,
+    mut left: u32,
     tail: &mut ArrayVec<GuestSlice<'m>, SEGMENTS>,
 ) {
-    let mut skip = header_len + head.len;
-    let mut left = head.frame_len.saturating_sub(head.len);
     for buffer in burst.buffers(frame) {
         let part = buffer.skip(skip).first(left);
         skip = skip.saturating_sub(buffer.len());
@@ -241,6 +261,26 @@ mod tests {
         assert_eq!(egress.frames, [&large()[12..]]);
         let (_, sent) = send_large(0, None);
         assert_eq!(sent, Sent::refused(DropReason::RxRingFull));
+    }
+
+    #[test]
+    fn a_copy_is_the_beginning_of_the_frame_as_it_came() {
+        let bytes = large();
+        let buffers = HostBuffer::new(2, 1024);
+        let (first, second) = bytes.split_at(700);
+        let mut burst = Burst::default();
+        for (i, part) in [first, second].into_iter().enumerate() {
+            buffers.slice(i, 1024).write_at(0, part);
+            burst.segments.push(buffers.slice(i, part.len()));
+        }
+        let frame = Frame { head: 0, first: 0, count: 2, len: u32::try_from(bytes.len()).unwrap() };
+        let head = Headers::of(VnetHeader::default(), &bytes[12..]);
+        for (most, len) in [(64_u32, 64_usize), (192, 192), (193, 193), (800, 800), (5000, 1054)] {
+            let mut egress = Small { room: 1, ..Small::default() };
+            let sent = send_copy(&mut egress, &burst, &frame, 12, &head, most);
+            assert_eq!(sent, Sent { frames: 1, bytes: u64::try_from(len).unwrap(), refused: None });
+            assert_eq!(egress.frames, [&bytes[12..12 + len]]);
+        }
     }
 
     #[test]

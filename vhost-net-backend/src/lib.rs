@@ -28,6 +28,7 @@ pub mod guest_memory;
 pub mod handover;
 pub mod health;
 pub mod metrics;
+pub mod mirror;
 #[cfg(test)]
 mod models;
 pub mod port;

@@ -167,6 +167,11 @@ impl Policy {
         self.limits.get(tenant.index()).map_or(RuleId::BUILT_IN, |limit| limit.rule)
     }
 
+    /// Tenants that a peering joins.
+    pub(crate) fn peered(&self) -> impl Iterator<Item = [TenantId; 2]> {
+        self.peerings.keys().map(|sides| sides.map(|(tenant, _)| tenant))
+    }
+
     /// Whose the port is; an uplink is nobody's.
     pub(crate) fn tenant(&self, port: PortId) -> Option<TenantId> {
         self.sides.get(port.index())?.tenant

@@ -138,6 +138,7 @@ fn view() -> Result<View> {
         meters: Meters::default(),
         ports,
         counters,
+        mirrors: Arc::default(),
         flows,
         run_dir,
         health,

@@ -36,7 +36,7 @@ pub(crate) struct RawTenant {
     /// Ports of an uplink that lead to a VM.
     #[serde(default)]
     pub(crate) forward: Vec<At<RawForward>>,
-    /// Copies of traffic into capture files, by name.
+    /// Copies of traffic, by name.
     #[serde(default)]
     pub(crate) mirror: Named<RawMirror>,
 }
@@ -186,16 +186,17 @@ pub(crate) struct RawForward {
     pub(crate) to: Option<At<String>>,
 }
 
-/// A copy of traffic into a capture file.
+/// A copy of traffic, into a capture file or to a VM of the same tenant.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RawMirror {
-    /// vm:NAME or network:NAME.
+    /// vm:NAME or network:NAME: what they send and what they are sent.
     #[schemars(required)]
     pub(crate) from: Option<At<Vec<At<String>>>>,
-    /// Where the capture goes.
-    #[schemars(required)]
+    /// The pcapng file that the copies are appended to; either this or `to`.
     pub(crate) file: Option<At<String>>,
-    /// Bytes kept of each frame.
+    /// The VM that is sent the copies: vm:NAME, or vm:NAME.1 for its second NIC.
+    pub(crate) to: Option<At<String>>,
+    /// Bytes kept of each frame; all if not given.
     pub(crate) snaplen: Option<At<u64>>,
 }

@@ -18,6 +18,10 @@ pub(crate) const UPSTREAMS: usize = 3;
 pub(crate) const UPSTREAMS_READ: usize = 32;
 /// Gateways of a network: one for each subnet, and link-local ones.
 pub(crate) const GATEWAYS: usize = 2 * SUBNETS;
+/// Mirrors of all tenants; a worker asks each of them about a frame.
+pub(crate) const MIRRORS: usize = 64;
+/// Sources of one mirror: each NIC is compared with them when the configuration changes.
+pub(crate) const SOURCES: usize = 32;
 /// Configured addresses of one NIC.
 pub(crate) const ADDRESSES: usize = 64;
 
@@ -46,5 +50,11 @@ pub(crate) fn validate(raw: &RawFile, ctx: &mut Context<'_>) {
             format!("{all} NICs are too many: at most {PORTS}"),
             "split the file, one router each",
         );
+    }
+    let mut mirrors = raw.tenant.iter().flat_map(|tenant| tenant.value.mirror.iter());
+    if let Some(mirror) = mirrors.nth(MIRRORS) {
+        let all = MIRRORS + 1 + mirrors.count();
+        let message = format!("{all} mirrors are too many: at most {MIRRORS}");
+        ctx.problem(mirror.name.span(), message, "a mirror may have many sources: name them in one");
     }
 }

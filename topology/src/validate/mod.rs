@@ -43,6 +43,7 @@ pub(crate) fn validate(raw: &RawFile, ctx: &mut Context<'_>) -> Topology {
     let tenants = tenants::validate(raw, &router, &uplinks, ctx);
     sockets::validate(raw_router, &tenants, ctx);
     sockets::shared(raw, ctx);
+    mirrors::shared(raw, ctx);
     let peerings = peerings::validate(raw, &tenants, ctx);
     let tests = expectations::validate(raw, ctx);
     if let Some(raw) = &raw.fabric {

@@ -57,6 +57,7 @@ fn tenant(
         groups: rules::groups(raw, ctx),
         vms,
         routes: Vec::new(),
+        mirrors: mirrors::validate(raw, ctx),
         flows: None,
         rate: None,
         pps: None,
@@ -69,7 +70,6 @@ fn tenant(
     quota::validate(&path, raw, &mut tenant, ctx);
     flips::validate(&path, raw, ctx);
     forwards::validate(raw, &tenant, uplinks, taken, ctx);
-    mirrors::validate(&path, raw, ctx);
     tenant
 }
 

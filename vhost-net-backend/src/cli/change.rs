@@ -266,6 +266,7 @@ mod tests {
         let text = table.render(Paint(false), 120);
         let lines: Vec<_> = text.lines().collect();
         assert!(lines[1].starts_with('*') && lines[1].contains("1970-01-01 00:00:00"), "{text}");
+        assert!(lines[1].ends_with("  /etc/t.toml"), "{text}");
         assert!(!lines[2].starts_with('*') && lines[2].contains("rolled back"), "{text}");
     }
 }

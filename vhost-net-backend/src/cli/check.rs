@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use topology::{Nic, Tenant, Topology, Unenforced};
+use topology::{Network, Nic, Tenant, Topology, Unenforced};
 
 use super::paint::{Paint, Tone};
 use super::table::{Cell, Table};
@@ -50,11 +50,34 @@ pub fn summary(topology: &Topology, file: &Path, paint: Paint, width: usize) -> 
         out.push('\n');
         out.push_str(&table(topology).render(paint, width));
     }
+    if networks(topology).any(|(_, network)| network.dhcp || network.dns.is_some()) {
+        out.push('\n');
+        out.push_str(&services(topology).render(paint, width));
+    }
     if !topology.unenforced.is_empty() {
         out.push('\n');
         out.push_str(&paint.paint(&unenforced(&topology.unenforced, file), Tone::Warning));
     }
     out
+}
+
+fn networks(topology: &Topology) -> impl Iterator<Item = (&Tenant, &Network)> {
+    topology.tenants.iter().flat_map(|tenant| tenant.networks.iter().map(move |network| (tenant, network)))
+}
+
+/// What guests of each network can ask of the router.
+fn services(topology: &Topology) -> Table {
+    let mut table = Table::new(&["TENANT", "NETWORK", "DHCP", "DNS", "DOMAIN", "OTHER NAMES BY"]);
+    let said = |is: bool| if is { "yes" } else { "no" };
+    for (tenant, network) in networks(topology) {
+        let dns = network.dns.clone().unwrap_or_default();
+        let upstream: Vec<_> = dns.upstream.iter().map(ToString::to_string).collect();
+        let domain = dns.domain.unwrap_or("-".to_owned());
+        let by = if upstream.is_empty() { "-".to_owned() } else { upstream.join(" ") };
+        let (dhcp, dns) = (said(network.dhcp), said(network.dns.is_some()));
+        table.row([&*tenant.name, &network.name, dhcp, dns, &domain, &by].map(Cell::text).into());
+    }
+    table
 }
 
 /// Each protection that is asked for and not built yet, with its place.
@@ -120,6 +143,31 @@ acme    a.0     lan      52:54:00:00:00:01  10.0.0.5
 ";
         assert!(summary.starts_with(wanted), "{summary}");
         assert!(summary.contains("\nAsked for, and not enforced by this version:\n  t.toml:"), "{summary}");
+    }
+
+    #[test]
+    fn what_networks_give_their_guests() {
+        let text = r#"
+version = 1
+[uplink.wan]
+kind = "tap"
+device = "t"
+addresses = ["10.9.0.1/24"]
+[tenant.acme.network.web]
+subnets = ["10.0.0.0/24"]
+dhcp = true
+dns = { domain = "acme.example", upstream = ["192.0.2.53"] }
+[tenant.acme.network.db]
+subnets = ["10.0.1.0/24"]
+"#;
+        let topology = topology::parse("t.toml", text).unwrap();
+        let shown = summary(&topology, Path::new("t.toml"), Paint(false), 80);
+        let wanted = "
+TENANT  NETWORK  DHCP  DNS  DOMAIN        OTHER NAMES BY
+acme    web      yes   yes  acme.example  192.0.2.53
+acme    db       no    no   -             -
+";
+        assert!(shown.ends_with(wanted), "{shown}");
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub mod explain;
 pub mod flows;
 pub mod link;
 pub mod logging;
+pub mod mirrors;
 pub mod notify;
 pub mod offloads;
 pub mod packet_stats;

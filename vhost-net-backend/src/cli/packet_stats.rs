@@ -10,8 +10,8 @@ use super::paint::Paint;
 use crate::control::api::Threads;
 
 use super::{
-    Exit, Failure, Page, capture, drops, exit, explain, flows, offloads, routes, run_dir, stats, text,
-    threads, top, trace, vm,
+    Exit, Failure, Page, capture, drops, exit, explain, flows, mirrors, offloads, routes, run_dir, stats,
+    text, threads, top, trace, vm,
 };
 
 const EXAMPLES: &str = "\
@@ -95,6 +95,8 @@ enum Command {
     Offloads,
     /// Connections that each tenant holds, and may hold
     Flows,
+    /// Copies that the mirrors of the topology file made, and missed
+    Mirrors,
     /// What the workers do with their time: busy share, cycles per frame, frames per burst, sleeps
     Threads,
     /// The way of packets, decision by decision, with the lines of the file: of one that you name (--to), or of those that pass (-n)
@@ -232,6 +234,7 @@ fn answer(cli: &Cli, last: &mut Option<Threads>) -> Result<Page, Failure> {
         Some(Command::Routes { tenant, lookup }) => routes::page(&context, tenant, *lookup),
         Some(Command::Offloads) => offloads::page(&context),
         Some(Command::Flows) => flows::page(&context),
+        Some(Command::Mirrors) => mirrors::page(&context),
         Some(Command::Threads) => threads::page(&context, last),
         Some(Command::Trace(args)) => trace::page(&context, args),
         Some(Command::Capture(args)) => capture::page(&context, args),

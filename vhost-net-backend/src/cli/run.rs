@@ -16,6 +16,7 @@ use crate::control::group;
 use crate::daemon::generations::{self, Generations, Outcome, Record, Text};
 use crate::daemon::{Daemon, Origin, Stored};
 use crate::handover::{Inherited, fd_store, take_over};
+use crate::mirror::Folders;
 use crate::sandbox::{self, Confinement, Needs};
 use crate::tested::tested;
 
@@ -64,11 +65,13 @@ pub fn run(args: &Args) -> Result<Page, Failure> {
     raise_file_limit();
     // Threads inherit it: there must be none yet.
     let needs = needs(&topology, &run_dir, &state_dir, args.file.as_deref());
-    let files =
-        sandbox::enter(&Needs { groups: &[&topology.router.socket_group, group::OPERATORS], ..needs })
-            .map_err(|error| Failure::failed(format!("{error:#}")))?;
+    let folders = Folders::open(&topology);
+    let captures: Vec<_> = folders.paths().collect();
+    let groups = [&*topology.router.socket_group, group::OPERATORS];
+    let files = sandbox::enter(&Needs { groups: &groups, captures: &captures, ..needs })
+        .map_err(|error| Failure::failed(format!("{error:#}")))?;
     tracing::info!(%files, "confined");
-    serve(args, topology, text, &run_dir, &state_dir, &files)
+    serve(args, topology, text, Places { run_dir: &run_dir, state_dir: &state_dir, folders }, &files)
 }
 
 fn needs<'a>(
@@ -86,7 +89,16 @@ fn needs<'a>(
         metrics: topology.router.metrics.map(|address| address.port()),
         connects: nics.into_iter().any(|nic| nic.connect.is_some()),
         groups: &[],
+        captures: &[],
     }
+}
+
+/// Where the daemon keeps things.
+struct Places<'a> {
+    run_dir: &'a Path,
+    state_dir: &'a Path,
+    /// Of mirrors' files.
+    folders: Folders,
 }
 
 /// The daemon, from the first thread to the last.
@@ -94,10 +106,10 @@ fn serve(
     args: &Args,
     topology: Topology,
     text: Text,
-    run_dir: &Path,
-    state_dir: &Path,
+    places: Places<'_>,
     files: &Confinement,
 ) -> Result<Page, Failure> {
+    let Places { run_dir, state_dir, folders } = places;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::failed(error.to_string()))?;
     // Before the daemon starts: a signal that comes early must not kill it half-made.
@@ -114,7 +126,7 @@ fn serve(
         }
         opened => Some(opened.map_err(not_kept)?),
     };
-    let origin = origin(text, generations, &topology, args.allow_unenforced);
+    let origin = Origin { folders, ..origin(text, generations, &topology, args.allow_unenforced) };
     let nics = topology.tenants.iter().flat_map(|t| &t.vms).map(|vm| vm.nics.len()).sum();
     let daemon = Daemon::start_with(topology, run_dir, inherited, origin);
     let daemon = daemon.map_err(|error| Failure::failed(format!("{error:#}")))?;
@@ -171,7 +183,8 @@ fn origin(
         }
         (None, _) => (0, Stored::Nowhere),
     };
-    Origin { text, generations: generations.map(Arc::new), generation, stored, allow_unenforced }
+    let (generations, folders) = (generations.map(Arc::new), Folders::default());
+    Origin { text, generations, generation, stored, folders, allow_unenforced }
 }
 
 fn inherited(args: &Args, run_dir: &Path) -> Result<Inherited, Failure> {

@@ -3,6 +3,7 @@
 //! Fields are only ever added; a client ignores those that it does not know.
 
 mod counts;
+mod mirrors;
 mod trace;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use crate::counters::{Identity, ThreadTally};
 use crate::port::{Peer, RingStatus};
 
 pub use counts::Counts;
+pub use mirrors::{Mirror, Mirrors};
 pub use trace::{Decision, Fate, LiveTrace, Outcome, Trace, Traced};
 
 /// `GET /v1/stats`: where every frame went.

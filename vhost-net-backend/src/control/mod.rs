@@ -19,6 +19,7 @@ mod flows;
 pub mod group;
 pub(crate) mod http;
 mod link;
+mod mirrors;
 mod offloads;
 mod routes;
 #[cfg(test)]
@@ -31,6 +32,7 @@ mod watch;
 
 pub use answers::{drops, stats, totals};
 pub(crate) use flows::flows;
+pub(crate) use mirrors::mirrors;
 pub use server::{Api, ControlServer, serve, serve_changes};
 pub use socket::SOCKET;
 pub(crate) use threads::threads;

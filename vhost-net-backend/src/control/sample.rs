@@ -10,6 +10,7 @@ use topology::Mac;
 use crate::counters::{Counters, Identity};
 use crate::daemon::View;
 use crate::health::Health;
+use crate::mirror::Mirrors;
 use crate::port::{Negotiated, Peer, PortShared, RingStatus};
 use crate::vhost_user::Links;
 
@@ -34,6 +35,9 @@ uplinks = ["lab"]
 subnets = ["10.2.0.0/24"]
 [tenant.globex.vm.api]
 nic = [{ network = "web", addresses = ["10.2.0.11"] }]
+[tenant.acme.mirror.ids]
+from = ["vm:web1"]
+to = "vm:web2"
 "#;
 
 /// web1 runs with every offload, web2's driver does not run yet, globex's api is not there, the uplink is up.
@@ -46,11 +50,13 @@ pub(crate) fn view(run_dir: &Path) -> View {
         let pairs = matches!(identity, Identity::Nic { .. }).then_some(1);
         PortShared::new(PortId(id), identity.to_string(), pairs)
     });
+    let mirrors = Mirrors::default();
     let view = View {
         ids: PortIds::fresh(&topology),
         macs: vec![Mac::default()],
         meters: Meters::default(),
         ports: ports.collect(),
+        mirrors: mirrors.prepare(&topology).shown(),
         counters: Counters::create(&run_dir.join("stats"), 2, &identities).unwrap(),
         topology: Arc::new(topology),
         snapshot: Arc::new(snapshot),

@@ -20,7 +20,7 @@ use tokio::net::{UnixListener, UnixStream};
 use super::deadline::Deadline;
 use super::http::{self, CONNECTION_TIME, ServerThread, clients};
 use super::watch::Watching;
-use super::{answers, api, changes, flows, link, offloads, routes, socket, threads, trace, watch};
+use super::{answers, api, changes, flows, link, mirrors, offloads, routes, socket, threads, trace, watch};
 use crate::daemon::{Applier, Board, View};
 use crate::worker::WorkerHandle;
 
@@ -135,6 +135,7 @@ fn application(served: Served) -> Router {
         .route("/v1/stats", get(async |State(view): Shared| Json(answers::stats(&view))))
         .route("/v1/drops", get(async |State(view): Shared| Json(answers::drops(&answers::stats(&view)))))
         .route("/v1/flows", get(async |State(view): Shared| Json(flows(&view))))
+        .route("/v1/mirrors", get(async |State(view): Shared| Json(mirrors(&view))))
         .route("/v1/threads", get(async |State(view): Shared| Json(threads(&view))))
         .route("/v1/routes/{tenant}", get(show_routes))
         .route("/v1/offloads", get(show_offloads))

@@ -24,7 +24,7 @@ use super::server::{Caller, may_write, problem};
 use super::trace::{Way, destination_of, packet_text};
 use crate::daemon::{Board, View};
 use crate::watch::pcapng::Pcapng;
-use crate::watch::{Listener, Seen, Wish, listen};
+use crate::watch::{Listener, Of, Seen, Wish, listen};
 use crate::worker::{Command, WorkerHandle};
 
 /// Listeners at once.
@@ -51,7 +51,7 @@ impl Watching {
     /// A listener on every worker; none if there are too many.
     fn listen(&self, wish: Wish) -> Option<Guarded> {
         let place = Place::take(&self.listeners)?;
-        let (listener, feeds) = listen(wish, self.workers.len());
+        let (listener, feeds) = listen(wish, Arc::default(), self.workers.len());
         for (worker, feed) in self.workers.iter().zip(feeds) {
             worker.send(Command::Watch(Box::new(feed)));
         }
@@ -159,7 +159,7 @@ fn answer(
         return problem(StatusCode::FORBIDDEN, "only root and the daemon's own user may look at frames");
     }
     let Asks { tenant, vm, drops, n, .. } = asks.clone();
-    let wish = Wish { tenant, vm, drops, snaplen };
+    let wish = Wish { tenant, of: vm.map(Of::Vm).into_iter().collect(), drops, snaplen };
     if !view.snapshot.ports().any(|(_, port)| wish.is_about(&view.snapshot, port)) {
         return problem(StatusCode::NOT_FOUND, "no such tenant or VM");
     }

@@ -2,11 +2,11 @@
 //!
 //! # Theory of operation
 //! Everything that can fail comes first, and is undone when one part fails: room for counters, devices and routes of
-//! uplinks, sockets ([`Next::prepare`]). Then it is done ([`Next::commit`]):
+//! uplinks, sockets, files of mirrors ([`Next::prepare`]). Then it is done ([`Next::commit`]):
 //! 1. VMMs of NICs that go, or that offer something else from now on, are disconnected; their vrings are stopped.
 //! 2. The workers take the new snapshot and table of ports, each between two bursts. A port that stays keeps its id, its
 //!    vrings, its counters and its worker: its guest notices nothing, and no frame is lost.
-//! 3. Uplinks get their queues, sockets open, and what is left of the old configuration goes.
+//! 3. Uplinks get their queues, mirrors begin and end, sockets open, and what is left of the old configuration goes.
 //!
 //! A NIC is the same one as long as its tenant, its VM and its number are; an uplink as long as its name is. The counters
 //! of one that comes have the generation of the configuration with which it came.
@@ -31,6 +31,7 @@ use self::next::Next;
 pub use self::refusal::Refusal;
 use super::Board;
 use super::generations::{Generations, Outcome, Record, Text};
+use crate::mirror::{Folders, Mirrors};
 use crate::ring_state::Store;
 use crate::tested::tested;
 use crate::uplink::UplinkEvent;
@@ -50,6 +51,8 @@ pub struct Origin {
     pub generation: u64,
     /// Where its file is among the generations.
     pub stored: Stored,
+    /// Where files of mirrors may be.
+    pub folders: Folders,
     /// Whether a topology may ask for protection that this version does not give.
     pub allow_unenforced: bool,
 }
@@ -74,6 +77,8 @@ pub(super) struct Setup {
     pub(super) keeper: Sender<UplinkEvent>,
     /// Whether somebody watches the links of uplinks.
     pub(super) watching: bool,
+    /// Those that are at work.
+    pub(super) mirrors: Mirrors,
     /// Where the progress of vrings is kept, if it can be.
     pub(super) store: Option<Store>,
     /// The configuration that runs.

@@ -45,6 +45,15 @@ fn served(topology: &Topology, index: usize) -> Vec<IpNet> {
     networks.flat_map(subnets).collect()
 }
 
+/// The MAC of each uplink's peer, in the order of the file.
+pub(super) fn macs(topology: &Topology, kept: &[Kept], taps: &[TapDevice]) -> Vec<Mac> {
+    let mut macs = vec![Mac::default(); topology.uplinks.len()];
+    for (uplink, tap) in kept.iter().zip(taps) {
+        macs.get_mut(uplink.index).into_iter().for_each(|mac| *mac = tap.mac);
+    }
+    macs
+}
+
 /// Opens the taps, or goes on with those that are `left`; other kinds of uplink are left down, which `run` allows only with
 /// `--allow-unenforced`.
 pub(super) fn open(

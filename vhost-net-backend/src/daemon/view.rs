@@ -10,6 +10,7 @@ use topology::{Mac, Topology, UplinkKind};
 
 use crate::counters::{Counters, Identity};
 use crate::health::Health;
+use crate::mirror::Shown;
 use crate::port::PortTable;
 use crate::vhost_user::Links;
 use crate::worker::{Command, WorkerHandle};
@@ -31,6 +32,8 @@ pub struct View {
     pub ports: PortTable,
     /// Counters of all workers.
     pub counters: Counters,
+    /// Mirrors of the topology, in the order of the file.
+    pub mirrors: Arc<[Arc<Shown>]>,
     /// Connections that the workers let through.
     pub flows: Arc<FlowTable>,
     /// Where the sockets are.

@@ -1,6 +1,7 @@
 //! One worker, two guests, and the law: nothing vanishes.
 
 use std::os::unix::net::UnixDatagram;
+use std::sync::atomic::Ordering;
 
 use etherparse::PacketBuilder;
 use router::TenantId;
@@ -12,6 +13,7 @@ use crate::port::PortShared;
 use crate::ring_state::NicState;
 use crate::vring::RxRing;
 use crate::vring::tests::{BUFFERS, Bench, VERSION_1};
+use crate::watch::{Copied, Of, Wish};
 
 const TOPOLOGY: &str = r#"
 version = 1
@@ -197,6 +199,43 @@ fn a_flood_leaves_others_their_share_of_a_full_receiver() {
     }
     assert_eq!(lost, 0);
     assert!(arrived > 350, "buffers lie idle: {arrived}");
+}
+
+#[test]
+fn copies_cost_their_receiver_and_nobody_else() {
+    // What is for b, and what is for nobody, with room for one copy; then nobody is there to take any.
+    let mut pair = Pair::new(VERSION_1);
+    pair.connect_b(1);
+    let wish =
+        Wish { tenant: Some("me".to_owned()), of: vec![Of::Vm("a".to_owned())], drops: false, snaplen: 64 };
+    let copied = Arc::<Copied>::default();
+    let (hold, feeds) = crate::watch::copy(wish, "me/b.0", Arc::clone(&copied), 1);
+    feeds.into_iter().for_each(|feed| pair.datapath.watch(feed));
+    let counts =
+        || [&copied.frames, &copied.bytes, &copied.missed].map(|count| count.load(Ordering::Relaxed));
+    for host in [9, 1, 8] {
+        pair.send(host, 0, 0);
+    }
+    assert_eq!(pair.service(), 3);
+    assert_eq!(counts(), [1, 64, 2]);
+    assert_eq!((pair.count(B, Counter::Emitted), pair.count(B, Counter::EmittedBytes)), (1, 64));
+    assert_eq!((pair.count(B, Counter::Refused), pair.dropped(DropReason::HostUnknown)), (0, 2));
+    let got = pair.b.driver.pop_used().unwrap().unwrap();
+    assert_eq!(got.len, 12 + 64);
+    // The frame as it was sent: the TTL is the sender's.
+    let copy = pair.b.read(BUFFERS, 76);
+    assert_eq!((&copy[12..18], copy[12 + 22]), (&pair.macs.1.0[..], 64));
+    pair.ports.get(1).unwrap().set_rx(0, None);
+    pair.send(9, 0, 0);
+    assert_eq!((pair.service(), counts()), (1, [1, 64, 3]));
+    // What goes to b anyway is not copied to it, and after the end nothing is.
+    pair.send(3, 0, 0);
+    assert_eq!((pair.service(), counts()), (1, [1, 64, 3]));
+    drop(hold);
+    pair.send(9, 0, 0);
+    assert_eq!((pair.service(), counts()), (1, [1, 64, 3]));
+    assert!(pair.datapath.watch.is_none());
+    assert_eq!(pair.counters.tally(A).balance(), 0);
 }
 
 #[test]

@@ -14,6 +14,7 @@
 //! | `vmrouter_port_up` | port's | 1 if frames can move |
 //! | `vmrouter_flows`, `vmrouter_flows_limit` | `tenant` | connections held, and the most that may be |
 //! | `vmrouter_flows_capacity`, `vmrouter_flows_displaced_total` | | of the whole table |
+//! | `vmrouter_mirror_frames_total`, `_bytes_total`, `_missed_frames_total` | `tenant`, `mirror` | copies made; those for which there was no room |
 //! | `vmrouter_worker_frames_total`, `_bursts_total`, `_sleeps_total`, `_wake_ups_total` | `worker` | what it did |
 //! | `vmrouter_worker_busy_seconds_total`, `_sleep_seconds_total` | `worker` | its time |
 //! | `vmrouter_unenforced` | | things that the file asks for and does not get |
@@ -32,8 +33,8 @@ use prometheus_client::encoding::{EncodeCounterValue, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use crate::control::api::{Flows, PortName, PortStats, State, Stats, Thread, Threads};
-use crate::control::{flows, stats, threads};
+use crate::control::api::{Flows, Mirror, Mirrors, PortName, PortStats, State, Stats, Thread, Threads};
+use crate::control::{flows, mirrors, stats, threads};
 use crate::daemon::Board;
 
 /// What [`render`] makes.
@@ -47,7 +48,13 @@ pub fn render(board: &Board) -> Result<String, fmt::Error> {
     let view = board.view();
     let boot = view.counters.boot();
     let started = boot.started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-    let sample = Sample { stats: stats(&view), flows: flows(&view), threads: threads(&view), started };
+    let sample = Sample {
+        stats: stats(&view),
+        flows: flows(&view),
+        mirrors: mirrors(&view),
+        threads: threads(&view),
+        started,
+    };
     let mut registry = Registry::with_prefix("vmrouter");
     registry.register_collector(Box::new(sample));
     let mut out = String::new();
@@ -60,6 +67,7 @@ pub fn render(board: &Board) -> Result<String, fmt::Error> {
 struct Sample {
     stats: Stats,
     flows: Flows,
+    mirrors: Mirrors,
     threads: Threads,
     /// Seconds since 1970.
     started: f64,
@@ -90,11 +98,20 @@ const WORKER_COUNTERS: [WorkerValue; 4] = [
     ("worker_wake_ups", "Times that something woke it up", |worker| worker.counts.wake_ups),
 ];
 
+type MirrorValue = (&'static str, &'static str, fn(&Mirror) -> u64);
+
+const MIRROR_COUNTERS: [MirrorValue; 3] = [
+    ("mirror_frames", "Copies that the mirror made", |mirror| mirror.frames),
+    ("mirror_bytes", "Bytes of the copies", |mirror| mirror.bytes),
+    ("mirror_missed_frames", "Frames for whose copy there was no room", |mirror| mirror.missed),
+];
+
 impl Collector for Sample {
     fn encode(&self, mut out: DescriptorEncoder) -> fmt::Result {
         self.ports(&mut out)?;
         self.drops(&mut out)?;
         self.tenants(&mut out)?;
+        self.mirrors(&mut out)?;
         self.workers(&mut out)?;
         self.daemon(&mut out)
     }
@@ -133,6 +150,14 @@ impl Sample {
         gauges(out, "flows_capacity", "Places of the table", [(Labels::new(), self.flows.capacity)])?;
         let displaced = [(Labels::new(), self.flows.displaced)];
         counters(out, "flows_displaced", "Connections that made room before their time", displaced)
+    }
+
+    fn mirrors(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let of = |mirror: &Mirror| vec![("tenant", mirror.tenant.clone()), ("mirror", mirror.name.clone())];
+        for (name, help, value) in MIRROR_COUNTERS {
+            counters(out, name, help, self.mirrors.mirrors.iter().map(|mirror| (of(mirror), value(mirror))))?;
+        }
+        Ok(())
     }
 
     fn workers(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {

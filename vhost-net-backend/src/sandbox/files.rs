@@ -41,6 +41,11 @@ fn run_dir_access() -> BitFlags<AccessFs> {
         | AccessFs::Refer
 }
 
+/// Captures are begun, appended to and renamed there.
+fn captures_access() -> BitFlags<AccessFs> {
+    AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::MakeReg | AccessFs::RemoveFile
+}
+
 /// What keeping a few files takes: no sockets.
 fn state_dir_access() -> BitFlags<AccessFs> {
     AccessFs::ReadFile
@@ -56,6 +61,7 @@ fn places(needs: &Needs<'_>) -> Vec<(PathBuf, BitFlags<AccessFs>)> {
     let read = BitFlags::from(AccessFs::ReadFile);
     let mut places =
         vec![(needs.run_dir.to_owned(), run_dir_access()), (needs.state_dir.to_owned(), state_dir_access())];
+    places.extend(needs.captures.iter().map(|folder| ((*folder).to_owned(), captures_access())));
     // The directory and not the file: whoever edits the file puts another one in its place. It may be behind a link.
     let given = needs.topology_file.map(Path::to_owned);
     let real = given.as_ref().and_then(|file| std::fs::canonicalize(file).ok());

@@ -3,7 +3,7 @@
 //! # Theory of operation
 //! Two steps, because two kinds of restriction reach the threads in two ways:
 //! 1. [`enter`], before the first thread: capabilities, limits, no new privileges and Landlock belong to a thread and
-//!    are inherited by those that it starts. From here on files are reachable below the run and state directories and in the few
+//!    are inherited by those that it starts. From here on files are reachable below the run and state directories, in those of mirrors' files and in the few
 //!    places that the daemon reads, and no TCP but for a listener at the port of `metrics`. Of root's rights CAP_NET_ADMIN is left if there is a tap to look
 //!    after, CAP_DAC_OVERRIDE if VMMs make their own sockets, and otherwise none.
 //! 2. [`seal`], once all sockets and taps are there: the seccomp filter, put on all threads at once. From here on no
@@ -35,6 +35,8 @@ pub struct Needs<'a> {
     pub run_dir: &'a Path,
     /// Where the topologies are kept that ran.
     pub state_dir: &'a Path,
+    /// Where mirrors write.
+    pub captures: &'a [&'a Path],
     /// Read again when it is told to, if there is one.
     pub topology_file: Option<&'a Path>,
     /// Whether it keeps taps: CAP_NET_ADMIN and /dev/net/tun.

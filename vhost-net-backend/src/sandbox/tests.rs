@@ -26,10 +26,12 @@ fn attempt() {
     let (run_dir, topology_file) = (folder.path().join("run"), folder.path().join("etc/t.toml"));
     std::fs::create_dir(folder.path().join("etc")).unwrap();
     std::fs::write(&topology_file, "version = 1").unwrap();
-    let state_dir = folder.path().join("state");
+    let (state_dir, logs) = (folder.path().join("state"), folder.path().join("log"));
+    std::fs::create_dir(&logs).unwrap();
     let needs = Needs {
         run_dir: &run_dir,
         state_dir: &state_dir,
+        captures: &[&logs],
         topology_file: Some(&topology_file),
         taps: false,
         connects: false,
@@ -42,6 +44,7 @@ fn attempt() {
         "nothing" => {}
         "daily work" => {
             daily_work(&run_dir, &topology_file);
+            captures(&logs);
             generations(&state_dir, &confinement);
         }
         "files" => files(outside.path(), &confinement),
@@ -53,6 +56,18 @@ fn attempt() {
     }
     // The folders' own clean-up needs rights that are gone.
     std::process::exit(0);
+}
+
+/// A mirror's file is made, locked, cut, and renamed over the one before.
+fn captures(logs: &Path) {
+    for _ in 0..2 {
+        let file = std::fs::OpenOptions::new().append(true).create_new(true).open(logs.join("m")).unwrap();
+        std::fs::set_permissions(logs.join("m"), std::os::unix::fs::PermissionsExt::from_mode(0o640))
+            .unwrap();
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+        file.set_len(7).unwrap();
+        std::fs::rename(logs.join("m"), logs.join("m.1")).unwrap();
+    }
 }
 
 /// What a running daemon must still be able to do.

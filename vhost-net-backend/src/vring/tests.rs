@@ -113,7 +113,7 @@ impl Bench {
         &self.memory
     }
 
-    pub(super) fn read(&self, addr: u64, len: usize) -> Vec<u8> {
+    pub(crate) fn read(&self, addr: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         self.ram.memory().read_slice(&mut bytes, GuestAddress(addr)).unwrap();
         bytes

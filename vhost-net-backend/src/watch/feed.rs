@@ -4,89 +4,139 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
-use router::snapshot::{Port, PortKind};
 use router::{PortId, Snapshot, Verdict};
 
 use super::seen::Seen;
+use super::wish::Wish;
 
 /// Frames that wait in one worker's queue.
-const FRAMES: usize = 1024;
+const FRAMES: usize = 4096;
 /// Bytes of frames that wait for one listener.
 const BYTES: usize = 8 << 20;
+/// Bytes of an Ethernet header, which an MTU does not count.
+const ETHERNET: u32 = 14;
 
-/// What a listener wants to see.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Wish {
-    /// Only frames from or to NICs of that tenant: to them, if that far was decided before they were dropped.
-    pub tenant: Option<String>,
-    /// Only frames from or to NICs of that VM: its name.
-    pub vm: Option<String>,
-    /// Only frames that were dropped.
-    pub drops: bool,
-    /// Most bytes of a frame.
-    pub snaplen: u32,
+/// What came of a wish. One that follows another may count on.
+#[derive(Debug, Default)]
+pub struct Copied {
+    /// Frames that somebody has.
+    pub frames: AtomicU64,
+    /// Their bytes, as far as he has them.
+    pub bytes: AtomicU64,
+    /// Frames for which there was no place.
+    pub missed: AtomicU64,
 }
 
-impl Wish {
-    /// Whether it is about that port; without a name, about every one.
-    #[must_use]
-    pub fn is_about(&self, snapshot: &Snapshot, port: &Port) -> bool {
-        let PortKind::Nic(nic) = &port.kind else { return self.tenant.is_none() && self.vm.is_none() };
-        let tenant = snapshot.vrf(nic.tenant).map(|vrf| vrf.tenant.as_str());
-        let is = |wanted: &Option<String>, name| wanted.as_deref().is_none_or(|wanted| Some(wanted) == name);
-        is(&self.tenant, tenant) && is(&self.vm, Some(port.vm()))
+impl Copied {
+    /// So many more.
+    pub fn add(&self, frames: u64, bytes: u64, missed: u64) {
+        for (counter, more) in [(&self.frames, frames), (&self.bytes, bytes), (&self.missed, missed)] {
+            counter.fetch_add(more, Ordering::Relaxed);
+        }
     }
 }
 
 /// What both ends share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
-    missed: AtomicU64,
+    wish: Wish,
+    copied: Arc<Copied>,
     waiting: AtomicUsize,
     gone: AtomicBool,
+}
+
+impl Shared {
+    fn new(wish: Wish, copied: Arc<Copied>) -> Arc<Self> {
+        Arc::new(Self { wish, copied, waiting: AtomicUsize::default(), gone: AtomicBool::default() })
+    }
+}
+
+/// As long as it lives, workers look.
+#[derive(Debug)]
+pub struct Hold(Arc<Shared>);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.gone.store(true, Ordering::Relaxed);
+    }
 }
 
 /// The worker's end.
 #[derive(Debug)]
 pub struct Feed {
-    wish: Arc<Wish>,
-    sender: Sender<Seen>,
     shared: Arc<Shared>,
+    sink: Sink,
     /// By port: whether it is about it.
     about: Vec<bool>,
+    /// By port: whether what comes in there can be wanted.
+    from: Vec<bool>,
+}
+
+/// Where what is wanted goes.
+#[derive(Debug)]
+enum Sink {
+    /// To a listener.
+    Queue(Sender<Seen>),
+    /// To the NIC of that name, if there is one now.
+    Nic(String, Option<Receiving>),
+}
+
+/// A NIC that is sent copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Receiving {
+    /// Which.
+    pub(crate) port: PortId,
+    /// Most bytes of a copy: what its guest takes.
+    pub(crate) most: u32,
 }
 
 /// The other end. What it has not taken when it is dropped is lost, and no worker looks for it any more.
 #[derive(Debug)]
 pub struct Listener {
     receivers: Vec<Receiver<Seen>>,
-    shared: Arc<Shared>,
+    hold: Hold,
     told: u64,
 }
 
 /// A listener with so many feeds.
 #[must_use]
-pub(crate) fn listen(wish: Wish, workers: usize) -> (Listener, Vec<Feed>) {
-    let (wish, shared) = (Arc::new(wish), Arc::<Shared>::default());
+pub(crate) fn listen(wish: Wish, copied: Arc<Copied>, workers: usize) -> (Listener, Vec<Feed>) {
+    let shared = Shared::new(wish, copied);
     let pair = |_| {
         let (sender, receiver) = bounded(FRAMES);
-        let (wish, shared) = (Arc::clone(&wish), Arc::clone(&shared));
-        (Feed { wish, sender, shared, about: Vec::new() }, receiver)
+        (Feed::new(&shared, Sink::Queue(sender)), receiver)
     };
     let (feeds, receivers) = (0..workers).map(pair).unzip();
-    (Listener { receivers, shared, told: 0 }, feeds)
+    let told = shared.copied.missed.load(Ordering::Relaxed);
+    (Listener { receivers, hold: Hold(shared), told }, feeds)
+}
+
+/// So many feeds that lead to the NIC of that name.
+#[must_use]
+pub(crate) fn copy(wish: Wish, nic: &str, copied: Arc<Copied>, workers: usize) -> (Hold, Vec<Feed>) {
+    let shared = Shared::new(wish, copied);
+    let feeds = (0..workers).map(|_| Feed::new(&shared, Sink::Nic(nic.to_owned(), None))).collect();
+    (Hold(shared), feeds)
 }
 
 impl Feed {
+    fn new(shared: &Arc<Shared>, sink: Sink) -> Self {
+        Self { shared: Arc::clone(shared), sink, about: Vec::new(), from: Vec::new() }
+    }
+
     /// Ports are those of that snapshot from now on.
     pub(super) fn fit(&mut self, snapshot: &Snapshot) {
-        self.about = (0..snapshot.ids_end())
-            .map(|at| {
-                let id = u32::try_from(at).map(PortId).ok();
-                let port = id.and_then(|id| snapshot.port(id));
-                port.is_some_and(|port| self.wish.is_about(snapshot, port))
-            })
-            .collect();
+        let wish = &self.shared.wish;
+        let about = |id| snapshot.port(id).is_some_and(|port| wish.is_about(snapshot, port));
+        self.about = (0..).map(PortId).take(snapshot.ids_end()).map(about).collect();
+        self.from = wish.senders(snapshot);
+        if let Sink::Nic(name, receiving) = &mut self.sink {
+            let found = snapshot.ports().find(|(_, port)| port.name == *name);
+            *receiving = found.map(|(id, port)| {
+                let most = wish.snaplen.min(u32::from(port.mtu) + ETHERNET);
+                Receiving { port: id, most }
+            });
+        }
     }
 
     /// Whether nobody listens any more.
@@ -96,52 +146,75 @@ impl Feed {
 
     /// Most bytes of a frame that are wanted.
     pub(super) fn snaplen(&self) -> u32 {
-        self.wish.snaplen
+        self.shared.wish.snaplen
     }
 
-    /// Whether a frame is wanted.
+    /// Whether a frame that came in there can be wanted.
+    pub(super) fn looks_at(&self, ingress: PortId) -> bool {
+        self.from.get(ingress.index()).copied().unwrap_or(false)
+    }
+
+    /// The NIC that is sent copies, if the feed leads to one.
+    pub(super) fn receiving(&self) -> Option<Receiving> {
+        match &self.sink {
+            Sink::Nic(_, receiving) => *receiving,
+            Sink::Queue(_) => None,
+        }
+    }
+
+    /// Whether a frame is wanted. What a NIC sends and is sent itself is not copied to it: a guest that gives back what it
+    /// got would be sent that for ever.
     pub(super) fn wants(&self, ingress: PortId, verdict: Verdict, to: Option<PortId>) -> bool {
         let about = |port: PortId| self.about.get(port.index()).copied().unwrap_or(false);
         let is_drop = matches!(verdict, Verdict::Drop(..));
-        (is_drop || !self.wish.drops) && (about(ingress) || to.is_some_and(about))
+        let own = self.receiving().map(|nic| nic.port);
+        (is_drop || !self.shared.wish.drops)
+            && (about(ingress) || to.is_some_and(about))
+            && (own.is_none() || (own != Some(ingress) && own != to))
+    }
+
+    /// What became of copies.
+    pub(crate) fn count(&self, frames: u64, bytes: u64, missed: u64) {
+        self.shared.copied.add(frames, bytes, missed);
     }
 
     /// Queues the frame that `make` copies; one that finds no place is not copied. `len`: bytes that it will have.
     pub(super) fn offer(&self, len: usize, make: impl FnOnce() -> Seen) {
+        let Sink::Queue(sender) = &self.sink else { return };
         let waiting = self.shared.waiting.load(Ordering::Relaxed);
-        if self.sender.is_full() || waiting.saturating_add(len) > BYTES {
-            self.shared.missed.fetch_add(1, Ordering::Relaxed);
+        if sender.is_full() || waiting.saturating_add(len) > BYTES {
+            self.count(0, 0, 1);
             return;
         }
         let seen = make();
         self.shared.waiting.fetch_add(seen.bytes.len(), Ordering::Relaxed);
         // Full it is not: this worker is the only one that puts anything in.
-        let _ = self.sender.try_send(seen);
+        let _ = sender.try_send(seen);
     }
 }
 
 impl Listener {
+    /// Most bytes of a frame.
+    #[must_use]
+    pub fn snaplen(&self) -> u32 {
+        self.hold.0.wish.snaplen
+    }
+
     /// Takes what has come, in the order of time.
     pub fn take(&mut self) -> Vec<Seen> {
         // No more than a queue holds: a worker may be as fast as we are.
         let mut all: Vec<Seen> =
             self.receivers.iter().flat_map(|queue| queue.try_iter().take(FRAMES)).collect();
         let bytes = all.iter().map(|seen| seen.bytes.len()).sum();
-        self.shared.waiting.fetch_sub(bytes, Ordering::Relaxed);
+        self.hold.0.waiting.fetch_sub(bytes, Ordering::Relaxed);
         all.sort_by_key(|seen| seen.at);
         all
     }
 
     /// Frames that found no place since it was asked before.
     pub fn missed(&mut self) -> u64 {
-        let missed = self.shared.missed.load(Ordering::Relaxed);
+        let missed = self.hold.0.copied.missed.load(Ordering::Relaxed);
         missed - std::mem::replace(&mut self.told, missed)
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        self.shared.gone.store(true, Ordering::Relaxed);
     }
 }
 
@@ -153,6 +226,7 @@ mod tests {
 
     use super::*;
     use crate::control::sample;
+    use crate::watch::Of;
 
     fn seen(snapshot: &Arc<Snapshot>, len: usize) -> Seen {
         Seen {
@@ -172,7 +246,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let snapshot = sample::view(folder.path()).snapshot;
         for (len, fits) in [(60, FRAMES), (64 << 10, BYTES / (64 << 10))] {
-            let (mut listener, feeds) = listen(Wish::default(), 1);
+            let (mut listener, feeds) = listen(Wish::default(), Arc::default(), 1);
             let mut copied = 0;
             for _ in 0..FRAMES + 500 {
                 feeds[0].offer(len, || {
@@ -197,9 +271,9 @@ mod tests {
         let snapshot = sample::view(folder.path()).snapshot;
         let [web1, web2, api, lab] = [0, 1, 2, 3].map(PortId);
         let of = |tenant: Option<&str>, vm: Option<&str>, drops| {
-            let wish =
-                Wish { tenant: tenant.map(str::to_owned), vm: vm.map(str::to_owned), drops, snaplen: 1 };
-            let mut feeds = listen(wish, 1).1;
+            let of = vm.map(|vm| Of::Vm(vm.to_owned())).into_iter().collect();
+            let wish = Wish { tenant: tenant.map(str::to_owned), of, drops, snaplen: 1 };
+            let mut feeds = listen(wish, Arc::default(), 1).1;
             feeds[0].fit(&snapshot);
             feeds.remove(0)
         };
@@ -223,7 +297,43 @@ mod tests {
                 // Its ring was full.
                 feed.wants(lab, drop, Some(web2)),
             ];
-            assert_eq!(found, wanted, "{:?}", feed.wish);
+            assert_eq!(found, wanted, "{:?}", feed.shared.wish);
         }
+    }
+
+    #[test]
+    fn a_nic_gets_copies_of_others_and_never_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let snapshot = sample::view(folder.path()).snapshot;
+        let [web1, web2, api, lab] = [0, 1, 2, 3].map(PortId);
+        let wish = Wish {
+            tenant: Some("acme".to_owned()),
+            of: vec![Of::Network("web".to_owned())],
+            drops: false,
+            snaplen: 9000,
+        };
+        let copied = Arc::<Copied>::default();
+        let (hold, mut feeds) = copy(wish, "acme/web2.0", Arc::clone(&copied), 1);
+        let mut feed = feeds.remove(0);
+        assert_eq!(feed.receiving(), None);
+        feed.fit(&snapshot);
+        assert_eq!(feed.receiving(), Some(Receiving { port: web2, most: 1514 }));
+        for (ingress, to, wanted) in [
+            (web1, None, true),
+            (lab, Some(web1), true),
+            (web1, Some(web2), false),
+            (web2, Some(web1), false),
+            (web2, None, false),
+            // Of globex, whose network has the same name.
+            (api, None, false),
+        ] {
+            assert_eq!(feed.wants(ingress, Verdict::Consume, to), wanted, "{ingress:?} {to:?}");
+        }
+        // No peering leads from globex to acme; whom an uplink's frames are for is not known yet.
+        assert_eq!([web1, web2, api, lab].map(|port| feed.looks_at(port)), [true, true, false, true]);
+        feed.count(2, 100, 1);
+        assert_eq!(copied.missed.load(Ordering::Relaxed), 1);
+        drop(hold);
+        assert!(feed.is_gone());
     }
 }

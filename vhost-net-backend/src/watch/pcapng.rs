@@ -13,6 +13,7 @@ use router::{PortId, Verdict};
 use super::Seen;
 
 const SECTION: u32 = 0x0a0d_0d0a;
+const BYTE_ORDER: u32 = 0x1a2b_3c4d;
 const INTERFACE: u32 = 1;
 const PACKET: u32 = 6;
 /// LINKTYPE_ETHERNET.
@@ -31,6 +32,25 @@ const INBOUND: u32 = 1;
 /// if_tsresol: nanoseconds.
 const NANOSECONDS: u8 = 9;
 
+/// What the section's first option begins with.
+const OURS: &[u8] = b"vmrouter ";
+/// Bytes of a file by which one of ours is known: a section's header up to there.
+pub(crate) const FIRST: usize = 28 + OURS.len();
+
+/// Whether a file that begins so was made here.
+pub(crate) fn is_ours(first: &[u8; FIRST]) -> bool {
+    let at = |from: usize, wanted: &[u8]| first.get(from..from + wanted.len()) == Some(wanted);
+    at(0, &SECTION.to_le_bytes())
+        && at(8, &BYTE_ORDER.to_le_bytes())
+        && at(24, &PROGRAM.to_le_bytes())
+        && at(28, OURS)
+}
+
+/// Whether a block of ours begins so.
+pub(crate) fn is_block(kind: [u8; 4]) -> bool {
+    [SECTION, INTERFACE, PACKET].contains(&u32::from_le_bytes(kind))
+}
+
 /// A capture under way.
 #[derive(Debug)]
 pub struct Pcapng {
@@ -43,7 +63,7 @@ impl Pcapng {
     /// Of frames that are cut at so many bytes; the first block is appended to `out`.
     pub fn begin(snaplen: u32, out: &mut Vec<u8>) -> Self {
         block(out, SECTION, |body| {
-            body.extend(0x1a2b_3c4d_u32.to_le_bytes());
+            body.extend(BYTE_ORDER.to_le_bytes());
             body.extend([1_u16, 0].map(u16::to_le_bytes).concat());
             // The section's length: not known.
             body.extend(u64::MAX.to_le_bytes());

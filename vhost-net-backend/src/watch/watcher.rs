@@ -5,9 +5,9 @@ use std::time::SystemTime;
 
 use router::{DropReason, Headers, NoTrace, PortId, RuleId, Snapshot, Step, Verdict};
 
-use super::feed::Feed;
+use super::feed::{Feed, Receiving};
 use super::seen::{Seen, egress};
-use crate::vring::{BURST, Burst};
+use crate::vring::{BURST, Burst, Frame};
 
 /// Who looks at the frames of a burst, by their place in it.
 pub(crate) trait Watcher {
@@ -77,7 +77,32 @@ impl Watch {
         self.feeds.iter_mut().for_each(|feed| feed.fit(snapshot));
     }
 
-    /// The burst was delivered, and its buffers are still there: gives everybody what he wants. Whether anybody is left.
+    /// Whether somebody may want frames that come in there, or is gone and should be forgotten.
+    pub(crate) fn looks_at(&self, ingress: PortId) -> bool {
+        self.feeds.iter().any(|feed| feed.looks_at(ingress) || feed.is_gone())
+    }
+
+    /// The feeds that lead to a NIC.
+    pub(crate) fn copies(&self) -> impl Iterator<Item = (&Feed, Receiving)> {
+        let here = self.feeds.iter().filter(|feed| !feed.is_gone());
+        here.filter_map(|feed| Some((feed, feed.receiving()?)))
+    }
+
+    /// The frames of a burst that a feed wants, as they came.
+    pub(crate) fn wanted<'w>(
+        &'w self,
+        feed: &'w Feed,
+        ingress: PortId,
+        burst: &'w Burst<'_>,
+    ) -> impl Iterator<Item = (&'w Headers, &'w Frame)> {
+        let frames = self.notes.iter().zip(&burst.frames);
+        frames.filter_map(move |(note, frame)| {
+            let wanted = feed.wants(ingress, note.verdict?, note.to);
+            wanted.then_some((&note.head, frame))
+        })
+    }
+
+    /// The burst was delivered, and its buffers are still there: gives every listener what he wants. Whether anybody is left.
     pub(crate) fn tell(
         &mut self,
         snapshot: &Arc<Snapshot>,

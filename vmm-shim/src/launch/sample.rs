@@ -30,6 +30,7 @@ pub(crate) fn topology() -> Topology {
         groups: Vec::new(),
         vms: vec![vm],
         routes: Vec::new(),
+        mirrors: Vec::new(),
         flows: None,
         rate: None,
         pps: None,

@@ -15,6 +15,7 @@ use crate::counters::{Counter, Identity};
 use crate::daemon::parts::{self, NicOf};
 use crate::daemon::uplinks::{self, Finish};
 use crate::daemon::{NOT_BUILT, View};
+use crate::mirror;
 use crate::port::{PortShared, lock};
 use crate::uplink::keeper::{hand_out, report};
 use crate::uplink::{Keep, LinkWatch, UplinkEvent};
@@ -28,6 +29,7 @@ pub(super) struct Next {
     doors: Doors,
     uplinks: uplinks::Prepared,
     watch: Option<LinkWatch>,
+    mirrors: mirror::Next,
 }
 
 /// What happens to the ports' connections.
@@ -103,6 +105,7 @@ impl Next {
         let doors = Doors::between(view, &topology, &ids);
         doors.are_allowed()?;
         view.counters.reserve(ids.end()).context("no room for the counters of that many ports")?;
+        let mirrors = setup.mirrors.prepare(&topology).check()?;
         let uplinks = uplinks::Prepared::of(view, &topology, &ids, setup.workers.len())?;
         let made = || {
             let needs_watch = !setup.watching && !uplinks.kept.is_empty();
@@ -121,8 +124,8 @@ impl Next {
         let snapshot = Arc::new(Snapshot::build_with(&topology, &uplinks.macs, &ids, &view.meters));
         // The table of ports is made when those that change are detached.
         let (macs, topology) = (uplinks.macs.clone(), Arc::new(topology));
-        let view = View { topology, snapshot, ids, macs, ..view.clone() };
-        Ok(Self { view, generation, doors, uplinks, watch })
+        let view = View { topology, snapshot, ids, macs, mirrors: mirrors.shown(), ..view.clone() };
+        Ok(Self { view, generation, doors, uplinks, watch, mirrors })
     }
 
     /// Takes back what was prepared.
@@ -139,7 +142,7 @@ impl Next {
             self.abandon();
             return Err(error.into());
         }
-        let Self { mut view, generation, doors, uplinks, watch } = self;
+        let Self { mut view, generation, doors, uplinks, watch, mirrors } = self;
         let Doors { changed, gone, renew, .. } = doors;
         view.ports = ports(setup, old, &view, &renew);
         if let Err(error) = view.counters.assign(&identities(old, &view, generation)) {
@@ -149,6 +152,7 @@ impl Next {
         let ports = view.ports.clone();
         let links = view.links.clone();
         setup.board.post(view, &setup.workers);
+        setup.mirrors.commit(mirrors, &setup.workers, &setup.board);
         let (taps, finish) = uplinks.split();
         for (port, tap) in taps.opened {
             report(&ports, port, None);
