@@ -115,6 +115,7 @@ fn tenant(name: &str) -> Tenant {
         flows: None,
         rate: None,
         pps: None,
+        owner: None,
     }
 }
 

@@ -15,7 +15,7 @@ mod check;
 mod limits;
 mod show;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use serde_spanned::Spanned;
@@ -27,6 +27,7 @@ pub use self::show::show;
 use crate::at::Span;
 use crate::decode::Left;
 use crate::drop_ins::{self, OWN_MARK, Part};
+use crate::model::{Tenant, Topology};
 use crate::problem::{Problem, Problems};
 use crate::source::Source;
 
@@ -35,6 +36,14 @@ pub const MAX_OWN_BYTES: usize = 64 << 10;
 
 /// The tables of a tenant that its owner sets.
 pub(crate) const TABLES: [&str; 4] = ["vm", "network", "group", "forward"];
+
+/// Reads what an owner has written; checks nothing of what it says.
+///
+/// # Errors
+/// It is no file, too large, or not UTF-8.
+pub fn read(path: &Path) -> Result<String, Problems> {
+    crate::read_file(path)
+}
 
 /// The operator's files, and what owners have set in `running` behind them, for each tenant that has an owner there.
 ///
@@ -228,4 +237,14 @@ fn subnets<'v>(tenant: &'v DeTable<'_>) -> impl Iterator<Item = (IpNet, Span)> +
     let networks = table(tenant, "network").into_iter().flat_map(DeTable::values);
     let lists = networks.filter_map(|network| network.get_ref().as_table()?.get("subnets"));
     lists.flat_map(strings).filter_map(|(text, span)| Some((text.parse().ok()?, span)))
+}
+
+/// What of the operator's files does not count, a line for each tenant whose owner has set its own.
+#[must_use]
+pub fn notes(topology: &Topology) -> Vec<String> {
+    let note = |tenant: &Tenant| {
+        let (at, name) = (tenant.owner.as_ref()?.set_aside?.below(&topology.file), &tenant.name);
+        Some(format!("{at}: not used: the owner of tenant {name} has set its VMs, networks, groups and forwards"))
+    };
+    topology.tenants.iter().filter_map(note).collect()
 }

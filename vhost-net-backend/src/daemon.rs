@@ -26,7 +26,7 @@ use topology::{Mac, Topology, UplinkKind};
 pub use self::apply::{Applier, Origin, Stored};
 use self::attachments::Attachments;
 pub use self::view::{Board, View};
-use crate::control::{self, ControlServer};
+use crate::control::{self, ControlServer, Doors, OwnersServer};
 use crate::counters::{Counters, Identity};
 use crate::gather::Gathering;
 use crate::handover::Inherited;
@@ -49,6 +49,7 @@ pub struct Daemon {
     board: Board,
     applier: Arc<Applier>,
     control: ControlServer,
+    owners: OwnersServer,
     metrics: Option<MetricsServer>,
     listeners: Listeners,
     keeper: Keeper,
@@ -125,6 +126,7 @@ impl Daemon {
         let to_keeper = events.0.clone();
         let keeper = keeper::spawn(kept, board.clone(), Arc::clone(&workers), events)?;
         let listeners = prepared.start()?;
+        let (doors, orders) = Doors::new(board.view().run_dir.clone());
         let setup = apply::Setup {
             board: board.clone(),
             workers: Arc::clone(&workers),
@@ -133,12 +135,16 @@ impl Daemon {
             store,
             origin,
             pending: None,
+            doors,
         };
         let applier = Arc::new(Applier::new(setup));
         let control = control::serve_changes(board.clone(), Some(Arc::clone(&applier)), Arc::clone(&workers))
             .context("cannot start the control socket")?;
+        let owners = OwnersServer::start(board.clone(), &applier, orders);
+        let owners = owners.context("cannot serve the owners of tenants")?;
+        applier.open_doors().context("cannot make the socket of an owner")?;
         let metrics = serve_metrics(door, &board)?;
-        Ok(Self { board, applier, control, metrics, listeners, keeper, workers, threads })
+        Ok(Self { board, applier, control, owners, metrics, listeners, keeper, workers, threads })
     }
 
     /// What is running.
@@ -164,6 +170,7 @@ impl Daemon {
         // A change that is under way comes to its end first; there will be no other.
         self.applier.close();
         self.control.stop();
+        drop(self.owners);
         drop(self.metrics);
         self.listeners.stop();
         self.workers.iter().for_each(|worker| worker.send(Command::Stop));
@@ -178,11 +185,12 @@ impl Daemon {
     /// their rings and in the kernel's queues. The order is that of [`handover`](crate::handover).
     #[must_use]
     pub fn hand_over(self) -> Collected {
-        let Self { board, applier, control, metrics, listeners, keeper, workers, threads } = self;
+        let Self { board, applier, control, owners, metrics, listeners, keeper, workers, threads } = self;
         let begun = Instant::now();
         applier.close();
         let view = board.view();
         control.stop();
+        drop(owners);
         // The next daemon binds the same address.
         drop(metrics);
         let ports = listeners.park();

@@ -90,12 +90,12 @@ fn ends(key: KeyEvent) -> bool {
 
 /// What the daemon says now.
 fn sample(context: &Context) -> Result<Sample, Failure> {
-    let mut found = source::stats(&context.run_dir)?;
+    let mut found = source::stats(context.door())?;
     if found.exit != Exit::Ok {
         return Err(Failure { exit: found.exit, message: found.notes.join("; ") });
     }
     stats::filter(context, &mut found.stats)?;
-    let (threads, ..) = source::threads(&context.run_dir)?;
+    let (threads, ..) = source::threads(context.door())?;
     Ok(Sample { at: Instant::now(), stats: found.stats, threads })
 }
 

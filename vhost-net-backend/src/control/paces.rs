@@ -1,0 +1,97 @@
+//! How often owners may change something, and one after the other: looking at a change costs the daemon time.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::Extension;
+use axum::extract::{Request, State};
+use axum::http::{Method, StatusCode};
+use axum::middleware::Next;
+use axum::response::Response;
+use tokio::sync::OwnedMutexGuard;
+
+use super::changes::CHANGE_TIME;
+use super::http::CONNECTION_TIME;
+use super::scope::Scope;
+use super::server::{Caller, Shared, problem};
+use crate::daemon::apply::may_set;
+
+/// Between two changes of one tenant, and between two plans.
+const APART: Duration = Duration::from_secs(1);
+/// An owner's text as JSON, whatever is in it.
+pub(super) const BODY_BYTES: usize = 512 << 10;
+
+/// An owner's turn to change something: only one has it.
+pub(super) type Turn = Arc<OwnedMutexGuard<()>>;
+
+/// When each owner asked last, and whose turn it is.
+#[derive(Debug, Default)]
+pub(super) struct Paces {
+    /// By tenant, and whether it was for a plan.
+    last: Mutex<HashMap<(Arc<str>, bool), Instant>>,
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Paces {
+    fn allows(&self, tenant: &Arc<str>, plan: bool, now: Instant) -> bool {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        // Tenants that have gone leave nothing behind.
+        last.retain(|_, at| now.saturating_duration_since(*at) < APART);
+        let asked = last.contains_key(&(Arc::clone(tenant), plan));
+        if !asked {
+            last.insert((Arc::clone(tenant), plan), now);
+        }
+        !asked
+    }
+}
+
+/// Lets only the owner in, and its changes one by one.
+pub(super) async fn owners_only(
+    State(view): Shared,
+    State(paces): State<Arc<Paces>>,
+    Extension(caller): Extension<Caller>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let Scope::Owner(tenant) = &caller.scope else {
+        return problem(StatusCode::FORBIDDEN, "this is for the owner of a tenant");
+    };
+    if !may_set(&view.topology, tenant, caller.uid) {
+        return problem(StatusCode::FORBIDDEN, "this is for the owner of this tenant only: you are another user");
+    }
+    if request.method() != Method::PUT {
+        return next.run(request).await;
+    }
+    if !paces.allows(tenant, request.uri().path() == "/v1/plan", Instant::now()) {
+        return problem(StatusCode::TOO_MANY_REQUESTS, "one change a second is enough: try again");
+    }
+    caller.deadline.put_off(CHANGE_TIME);
+    let turn = Arc::new(Arc::clone(&paces.turn).lock_owned().await);
+    caller.deadline.put_off(CONNECTION_TIME);
+    request.extensions_mut().insert(Caller { turn: Some(turn), ..caller });
+    next.run(request).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_tenant_has_its_own_pace() {
+        let (paces, now) = (Paces::default(), Instant::now());
+        let [acme, zorg]: [Arc<str>; 2] = ["acme".into(), "zorg".into()];
+        let after = |ms| now + Duration::from_millis(ms);
+        for (tenant, plan, ms, wanted) in [
+            (&acme, false, 0, true),
+            (&acme, false, 0, false),
+            (&acme, true, 0, true),
+            (&zorg, false, 0, true),
+            (&acme, false, 999, false),
+            (&acme, false, 1000, true),
+            (&acme, false, 1999, false),
+        ] {
+            assert_eq!(paces.allows(tenant, plan, after(ms)), wanted, "{tenant} {plan} {ms}");
+        }
+    }
+}
