@@ -49,9 +49,9 @@ pub(crate) fn parts(text: &str) -> Vec<Part> {
     let mut at = 0;
     for line in text.split_inclusive('\n') {
         let end = at + line.len();
-        let marked = [(MARK, false), (OWN_MARK, true)]
-            .into_iter()
-            .find_map(|(mark, own)| Some((ArrayString::from(line.strip_prefix(mark)?.trim_end()).ok()?, own)));
+        let marked = [(MARK, false), (OWN_MARK, true)].into_iter().find_map(|(mark, own)| {
+            Some((ArrayString::from(line.strip_prefix(mark)?.trim_end()).ok()?, own))
+        });
         if let Some((tenant, own)) = marked.filter(|(tenant, _)| is_name(tenant)) {
             if let Some(before) = parts.last_mut() {
                 before.bytes.end = at;

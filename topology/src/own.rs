@@ -55,7 +55,8 @@ pub fn carry_on(name: &str, operator: &str, running: &str) -> Result<String, Pro
         return Err(drop_ins::marked(name, operator, part));
     }
     // A file that is no TOML is told so by whoever reads it.
-    let trees: Vec<_> = parts.iter().filter_map(|part| DeTable::parse(part_text(operator, part)).ok()).collect();
+    let trees: Vec<_> =
+        parts.iter().filter_map(|part| DeTable::parse(part_text(operator, part)).ok()).collect();
     let mut text = operator.to_owned();
     for part in drop_ins::parts(running).iter().filter(|part| part.own) {
         if trees.iter().any(|tree| has_owner(tree.get_ref(), &part.tenant)) {
@@ -244,7 +245,9 @@ fn subnets<'v>(tenant: &'v DeTable<'_>) -> impl Iterator<Item = (IpNet, Span)> +
 pub fn notes(topology: &Topology) -> Vec<String> {
     let note = |tenant: &Tenant| {
         let (at, name) = (tenant.owner.as_ref()?.set_aside?.below(&topology.file), &tenant.name);
-        Some(format!("{at}: not used: the owner of tenant {name} has set its VMs, networks, groups and forwards"))
+        Some(format!(
+            "{at}: not used: the owner of tenant {name} has set its VMs, networks, groups and forwards"
+        ))
     };
     topology.tenants.iter().filter_map(note).collect()
 }

@@ -56,8 +56,10 @@ impl Source {
         let start = self.lines.get(line).copied().unwrap_or(0);
         let column = self.chars_before(span.start).saturating_sub(self.chars_before(start));
         let part = self.parts.partition_point(|part| part.bytes.start <= span.start).saturating_sub(1);
-        let (tenant, own, first) =
-            self.parts.get(part).map_or_else(Default::default, |part| (part.tenant, part.own, part.bytes.start));
+        let (tenant, own, first) = self
+            .parts
+            .get(part)
+            .map_or_else(Default::default, |part| (part.tenant, part.own, part.bytes.start));
         let line = line - self.line_index(first);
         let number = |index: usize| u32::try_from(index.saturating_add(1)).unwrap_or(u32::MAX);
         Place { tenant, own, line: number(line), column: number(column) }

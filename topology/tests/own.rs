@@ -66,12 +66,18 @@ fn vm(name: &str, keys: &str) -> String {
 fn what_the_owner_sets_counts_and_the_operators_tables_do_not() {
     let before = topology::parse("t", OPERATOR).unwrap();
     assert_eq!(before.tenants[0].owner.as_ref().unwrap().set_aside, None);
-    let own = lan(&vm("db", "nic = [{ network = \"lan\" }]\nspec = { memory = \"1G\", kernel = \"/srv/img/acme/k\" }"));
+    let own = lan(&vm(
+        "db",
+        "nic = [{ network = \"lan\" }]\nspec = { memory = \"1G\", kernel = \"/srv/img/acme/k\" }",
+    ));
     let after = change(OPERATOR, &own).unwrap();
     let acme = &after.tenants[0];
     let names: Vec<_> = acme.vms.iter().map(|vm| vm.name.as_str()).collect();
     assert_eq!(names, ["db"]);
-    assert_eq!((acme.vms[0].at.to_string(), acme.at.to_string()), ("acme's own file:3:18".into(), "12:9".into()));
+    assert_eq!(
+        (acme.vms[0].at.to_string(), acme.at.to_string()),
+        ("acme's own file:3:18".into(), "12:9".into())
+    );
     assert_eq!(acme.owner.as_ref().unwrap().set_aside.unwrap().to_string(), "16:14");
     assert!(acme.routes.iter().any(|route| route.via == Via::Uplink(0)));
     // The operator takes it back.
@@ -99,7 +105,10 @@ fn every_refusal_has_its_reason_and_names_nobody_else() {
         ("[[test]]\n[tenant.acme]".to_owned(), "`test` is the operator's to set"),
         ("# nothing".to_owned(), "the file does not describe tenant \"acme\""),
         ("[tenant".to_owned(), "acme's own file:1:8"),
-        (lan(&vm("a", &format!("{nic}\nspec = {{ cmdline = \"x\" }}"))), "`cmdline` is the operator's to set"),
+        (
+            lan(&vm("a", &format!("{nic}\nspec = {{ cmdline = \"x\" }}"))),
+            "`cmdline` is the operator's to set",
+        ),
         (lan(&vm("a", &format!("{nic}\nspec = {{ speed = {{ share = 1 }} }}"))), "`speed` is the operator's"),
         (lan(&vm("a", "nic = [{ network = \"lan\", connect = \"/x\" }]")), "`connect` is the operator's"),
         (lan(&vm("a", "nic = [{ network = \"lan\", prefixes = [] }]")), "`prefixes` is the operator's"),
@@ -125,7 +134,9 @@ fn every_refusal_has_its_reason_and_names_nobody_else() {
         (lan("#:owner zorg\n[tenant.zorg]"), "line 3 begins with \"#:owner \""),
         (lan(&"#".repeat(own::MAX_OWN_BYTES)), "larger than 64 KiB"),
         (
-            lan("[[tenant.acme.forward]]\nuplink = \"zorgwa\"\nproto = \"tcp\"\nlisten = \"10.255.0.1:8\"\nto = \"a:1\""),
+            lan(
+                "[[tenant.acme.forward]]\nuplink = \"zorgwa\"\nproto = \"tcp\"\nlisten = \"10.255.0.1:8\"\nto = \"a:1\"",
+            ),
             "\"zorgwa\" is no uplink of this tenant",
         ),
     ];

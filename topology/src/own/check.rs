@@ -48,7 +48,9 @@ fn alone(text: &str, tenant: &str) -> Result<(), String> {
     }
     let mut report = String::new();
     for message in &theirs {
-        report.push_str(&format!("error: {message}\n  = this does not fit what the operator has set for the tenant\n\n"));
+        report.push_str(&format!(
+            "error: {message}\n  = this does not fit what the operator has set for the tenant\n\n"
+        ));
     }
     match (own.is_empty(), theirs.is_empty()) {
         (true, true) => Ok(()),

@@ -55,7 +55,8 @@ impl Limits {
             let disks = spec.get("disks").and_then(|disks| disks.get_ref().as_array());
             let disks = disks.into_iter().flat_map(|disks| disks.iter());
             let images = disks.filter_map(|disk| disk.get_ref().as_table()?.get("image"));
-            for (file, span) in images.chain(spec.get("kernel")).chain(spec.get("initrd")).filter_map(string) {
+            for (file, span) in images.chain(spec.get("kernel")).chain(spec.get("initrd")).filter_map(string)
+            {
                 if !self.images.iter().any(|folder| is_below(Path::new(file), folder)) {
                     let message = format!("{file:?} is in no folder that the operator allows");
                     problems.push(Problem::new(source, span, message, self.folders()));
@@ -85,9 +86,7 @@ fn allowed(path: &[String]) -> Option<&'static [&'static str]> {
     Some(match path.as_slice() {
         ["vm" | "network" | "group"] => return None,
         ["vm", _] => &["restart", "spec", "nic"],
-        ["vm", _, "spec"] => {
-            &["vmm", "accel", "vcpus", "memory", "hugepages", "kernel", "initrd", "disks"]
-        }
+        ["vm", _, "spec"] => &["vmm", "accel", "vcpus", "memory", "hugepages", "kernel", "initrd", "disks"],
         ["vm", _, "spec", "disks"] => &["image", "size", "iops"],
         ["vm", _, "nic"] => &["network", "mac", "addresses", "queues", "mtu", "groups", "rate"],
         ["network", _] => &["subnets", "gateway", "dhcp", "dns"],

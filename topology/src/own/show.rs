@@ -19,8 +19,11 @@ pub fn show(text: &str, tenant: &str) -> Option<String> {
     let tree = decode::tree(&source, &mut Left::default())?;
     let all = Table::deserialize(toml::de::Deserializer::from(tree)).ok()?;
     let known = all.get("tenant")?.get(tenant)?.as_table()?;
-    let mut own: Table =
-        known.iter().filter(|(key, _)| TABLES.contains(&key.as_str())).map(|(k, v)| (k.clone(), v.clone())).collect();
+    let mut own: Table = known
+        .iter()
+        .filter(|(key, _)| TABLES.contains(&key.as_str()))
+        .map(|(k, v)| (k.clone(), v.clone()))
+        .collect();
     let mut left_out = Vec::new();
     take_operators(&mut own, &mut left_out);
     let notes = left_out.iter().map(|key| format!("# {key} is the operator's to set, and left out here\n"));

@@ -50,7 +50,8 @@ pub fn summary(topology: &Topology, file: &Path, paint: Paint, width: usize) -> 
         out.push('\n');
         out.push_str(&table(topology).render(paint, width));
     }
-    for (tenant, owner) in topology.tenants.iter().filter_map(|tenant| Some((tenant, tenant.owner.as_ref()?))) {
+    for (tenant, owner) in topology.tenants.iter().filter_map(|tenant| Some((tenant, tenant.owner.as_ref()?)))
+    {
         let (name, uid) = (safe(&tenant.name), owner.uid);
         let line = format!(
             "User {uid} may set the VMs, networks, groups and forwards of {name}; once set, those here are not used."

@@ -86,10 +86,8 @@ fn with_owners(text: Text, args: &Args) -> Result<Text, Failure> {
         }
     };
     let whole = own::carry_on(&text.name, &text.text, &last);
-    let whole = whole.map_err(|problems| Failure {
-        exit: Exit::Usage,
-        message: problems.render(Paint::stderr().0),
-    })?;
+    let whole = whole
+        .map_err(|problems| Failure { exit: Exit::Usage, message: problems.render(Paint::stderr().0) })?;
     Ok(Text { text: whole, ..text })
 }
 

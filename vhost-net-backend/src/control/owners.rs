@@ -61,18 +61,19 @@ impl Doors {
     /// One cannot be made; the message names it.
     pub(crate) fn prepare(&self, topology: &Topology) -> io::Result<Opening> {
         let missing = owned(topology).filter(|tenant| !self.open.contains(*tenant));
-        let made = missing.map(|tenant| {
-            Ok((tenant.to_owned(), OwnersSocket::hidden(&self.run_dir.join(tenant))?))
-        });
+        let made =
+            missing.map(|tenant| Ok((tenant.to_owned(), OwnersSocket::hidden(&self.run_dir.join(tenant))?)));
         Ok(Opening(made.collect::<io::Result<_>>()?))
     }
 
     /// Opens them, and closes those of tenants that have no owner any more.
     pub(crate) fn open(&mut self, opening: Opening, topology: &Topology) {
         let wanted: HashSet<&str> = owned(topology).collect();
-        let closed: Vec<String> = self.open.iter().filter(|open| !wanted.contains(open.as_str())).cloned().collect();
+        let closed: Vec<String> =
+            self.open.iter().filter(|open| !wanted.contains(open.as_str())).cloned().collect();
         for tenant in closed {
             self.open.remove(&tenant);
+            super::socket::close_to_owner(&self.run_dir.join(&tenant));
             // A thread that is gone serves nobody.
             let _ = self.orders.send(Order::Close(tenant));
         }
@@ -135,8 +136,14 @@ async fn serve(board: Board, api: Api, mut orders: UnboundedReceiver<Order>) {
         match order {
             Order::Open(tenant, listener) => match UnixListener::from_std(listener) {
                 Ok(listener) => {
-                    let door = Door { tenant: tenant.as_str().into(), board: board.clone(), api: api.clone(), strangers: Arc::clone(&strangers) };
-                    let task = tokio::spawn(clients(listener, CLIENTS, move |stream| door.clone().answer(stream)));
+                    let door = Door {
+                        tenant: tenant.as_str().into(),
+                        board: board.clone(),
+                        api: api.clone(),
+                        strangers: Arc::clone(&strangers),
+                    };
+                    let task =
+                        tokio::spawn(clients(listener, CLIENTS, move |stream| door.clone().answer(stream)));
                     served.insert(tenant, task.abort_handle());
                 }
                 Err(error) => tracing::error!(tenant, %error, "its owner cannot ask"),

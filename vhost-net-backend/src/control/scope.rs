@@ -85,7 +85,13 @@ impl Scope {
             Some(address) => {
                 for route in routes.routes.iter_mut().filter(|route| is_theirs(route)) {
                     let next_hop = Some("another tenant".to_owned());
-                    *route = Route { to: address.to_string(), next_hop, mac: None, at: Place::default(), ..route.clone() };
+                    *route = Route {
+                        to: address.to_string(),
+                        next_hop,
+                        mac: None,
+                        at: Place::default(),
+                        ..route.clone()
+                    };
                 }
             }
         }
@@ -132,7 +138,11 @@ impl Scope {
     pub(super) fn told(&self, refusal: &Refusal) -> String {
         let Self::Owner(own) = self else { return refusal.to_string() };
         let hidden = match refusal {
-            Refusal::Own(_) | Refusal::Forbidden(_) | Refusal::NoTenant | Refusal::NoHistory | Refusal::Closing => {
+            Refusal::Own(_)
+            | Refusal::Forbidden(_)
+            | Refusal::NoTenant
+            | Refusal::NoHistory
+            | Refusal::Closing => {
                 return refusal.to_string();
             }
             Refusal::Unenforced(all) => {
@@ -145,7 +155,9 @@ impl Scope {
             Refusal::Wrong(_) => {
                 "it does not fit what the operator has set for others: addresses beyond the same uplink, a peering or a test"
             }
-            Refusal::Restart(_) | Refusal::Failed(_) => "the router cannot do it: the operator's log says why",
+            Refusal::Restart(_) | Refusal::Failed(_) => {
+                "the router cannot do it: the operator's log says why"
+            }
         };
         if SAID.may_say(Instant::now()) {
             let why: String = refusal.to_string().chars().take(LONGEST).collect();

@@ -206,7 +206,9 @@ fn for_operators(served: Served) -> Router {
 
 fn for_owners(served: Served) -> Router {
     for_both(paces::BODY_BYTES)
-        .fallback(async || problem(StatusCode::FORBIDDEN, "this is for the operator, not for the owner of a tenant"))
+        .fallback(async || {
+            problem(StatusCode::FORBIDDEN, "this is for the operator, not for the owner of a tenant")
+        })
         .method_not_allowed_fallback(not_allowed)
         .layer(from_fn_with_state(served.clone(), owners_only))
         .layer(DefaultBodyLimit::max(BODY_BYTES))

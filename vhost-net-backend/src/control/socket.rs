@@ -41,7 +41,9 @@ impl OwnersSocket {
     /// Makes it in the tenant's directory, and that if it is not there.
     pub(super) fn hidden(directory: &Path) -> io::Result<Self> {
         match fs::DirBuilder::new().mode(0o750).create(directory) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(named(directory, &error)),
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(named(directory, &error));
+            }
             _ => pass(directory, true).map_err(|error| named(directory, &error))?,
         }
         let (hidden, path) = (directory.join(format!(".{OWNERS_SOCKET}")), directory.join(OWNERS_SOCKET));
