@@ -26,7 +26,7 @@ use topology::{Mac, Topology, UplinkKind};
 pub use self::apply::{Applier, Origin, Stored};
 use self::attachments::Attachments;
 pub use self::view::{Board, View};
-use crate::control::{self, ControlServer, Doors, OwnersServer};
+use crate::control::{self, ControlServer, Doors, Orders, OwnersServer};
 use crate::counters::{Counters, Identity};
 use crate::gather::Gathering;
 use crate::handover::Inherited;
@@ -137,12 +137,7 @@ impl Daemon {
             pending: None,
             doors,
         };
-        let applier = Arc::new(Applier::new(setup));
-        let control = control::serve_changes(board.clone(), Some(Arc::clone(&applier)), Arc::clone(&workers))
-            .context("cannot start the control socket")?;
-        let owners = OwnersServer::start(board.clone(), &applier, orders);
-        let owners = owners.context("cannot serve the owners of tenants")?;
-        applier.open_doors().context("cannot make the socket of an owner")?;
+        let (applier, control, owners) = serve(setup, orders)?;
         let metrics = serve_metrics(door, &board)?;
         Ok(Self { board, applier, control, owners, metrics, listeners, keeper, workers, threads })
     }
@@ -218,6 +213,18 @@ impl Daemon {
         tracing::info!(connections, ?took, "everything is ready for the next daemon");
         collected
     }
+}
+
+/// Whoever asks and changes something is answered from now on.
+fn serve(setup: apply::Setup, orders: Orders) -> anyhow::Result<(Arc<Applier>, ControlServer, OwnersServer)> {
+    let (board, workers) = (setup.board.clone(), Arc::clone(&setup.workers));
+    let applier = Arc::new(Applier::new(setup));
+    let control = control::serve_changes(board.clone(), Some(Arc::clone(&applier)), workers)
+        .context("cannot start the control socket")?;
+    let owners = OwnersServer::start(board, &applier, orders);
+    let owners = owners.context("cannot serve the owners of tenants")?;
+    applier.open_doors().context("cannot make the socket of an owner")?;
+    Ok((applier, control, owners))
 }
 
 fn serve_metrics(door: Option<Door>, board: &Board) -> anyhow::Result<Option<MetricsServer>> {

@@ -29,5 +29,5 @@ pub fn show(text: &str, tenant: &str) -> Option<String> {
     let notes = left_out.iter().map(|key| format!("# {key} is the operator's to set, and left out here\n"));
     let own = Table::from_iter([(tenant.to_owned(), Value::Table(own))]);
     let file = Table::from_iter([("tenant".to_owned(), Value::Table(own))]);
-    Some(notes.collect::<String>() + &toml::to_string_pretty(&file).ok()?)
+    Some(format!("{}version = 1\n\n{}", notes.collect::<String>(), toml::to_string_pretty(&file).ok()?))
 }

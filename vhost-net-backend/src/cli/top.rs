@@ -15,6 +15,7 @@ use self::draw::draw;
 use self::picture::{Picture, Sample};
 use super::packet_stats::Context;
 use super::{Exit, Failure, Page, source, stats};
+use crate::control::api::Threads;
 
 /// Between two looks.
 pub const PAUSE: Duration = Duration::from_secs(1);

@@ -37,7 +37,7 @@ mod watch;
 
 pub use answers::{drops, stats, totals};
 pub(crate) use flows::flows;
-pub(crate) use owners::{Doors, Opening, OwnersServer};
+pub(crate) use owners::{Doors, Opening, Orders, OwnersServer};
 pub use server::{Api, ControlServer, serve, serve_changes};
 pub use socket::{OWNERS_SOCKET, SOCKET};
 pub(crate) use threads::threads;

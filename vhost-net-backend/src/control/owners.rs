@@ -36,6 +36,9 @@ pub(crate) enum Order {
     Close(String),
 }
 
+/// All that it is told.
+pub(crate) type Orders = UnboundedReceiver<Order>;
+
 /// The sockets of all owners.
 #[derive(Debug)]
 pub(crate) struct Doors {
@@ -50,7 +53,7 @@ pub(crate) struct Opening(Vec<(String, OwnersSocket)>);
 
 impl Doors {
     /// None yet; who serves them is told by the channel.
-    pub(crate) fn new(run_dir: PathBuf) -> (Self, UnboundedReceiver<Order>) {
+    pub(crate) fn new(run_dir: PathBuf) -> (Self, Orders) {
         let (orders, told) = unbounded_channel();
         (Self { run_dir, open: HashSet::new(), orders }, told)
     }
@@ -114,11 +117,7 @@ impl OwnersServer {
     ///
     /// # Errors
     /// The thread cannot be made.
-    pub(crate) fn start(
-        board: Board,
-        applier: &Arc<Applier>,
-        orders: UnboundedReceiver<Order>,
-    ) -> io::Result<Self> {
+    pub(crate) fn start(board: Board, applier: &Arc<Applier>, orders: Orders) -> io::Result<Self> {
         let api = Api::with_applier(board.clone(), Arc::clone(applier));
         let thread = ServerThread::start("owners", NICE, || async move {
             serve(board, api, orders).await;
@@ -129,7 +128,7 @@ impl OwnersServer {
     }
 }
 
-async fn serve(board: Board, api: Api, mut orders: UnboundedReceiver<Order>) {
+async fn serve(board: Board, api: Api, mut orders: Orders) {
     let strangers = Arc::new(Semaphore::new(STRANGERS));
     let mut served: HashMap<String, AbortHandle> = HashMap::new();
     while let Some(order) = orders.recv().await {

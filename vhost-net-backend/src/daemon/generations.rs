@@ -306,4 +306,21 @@ mod tests {
         drop(generations);
         assert_eq!(Generations::open(folder.path()).unwrap().current().unwrap().0, 3);
     }
+
+    #[test]
+    fn an_owner_with_many_drives_out_nobody_elses() {
+        let folder = tempfile::tempdir().unwrap();
+        let generations = Generations::open(folder.path()).unwrap();
+        let whose = |number| match number {
+            1..=10 => None,
+            11..=20 => Some("zorg".to_owned()),
+            _ => Some("acme".to_owned()),
+        };
+        for number in 1..=130 {
+            generations.add(&Record { tenant: whose(number), ..record(number) }, "").unwrap();
+        }
+        generations.set_current(130).unwrap();
+        let kept: Vec<u64> = generations.history().0.iter().map(|record| record.generation).collect();
+        assert_eq!(kept, (1..=20).chain(41..=130).collect::<Vec<_>>());
+    }
 }
