@@ -143,7 +143,7 @@ fn a_customer_changes_its_own_machines_and_nothing_else() -> Result<()> {
 
 fn sees_its_own(field: &Field) -> Result<()> {
     step("the owner sees its own tenant");
-    field.owner("vmrouter show --tenant acme", 0, "[tenant.acme.vm.web1]")?;
+    field.owner("vmrouter show --tenant acme", 0, "[[tenant.acme.vm.web1.nic]]")?;
     field.owner("packet-stats --tenant acme", 0, "web1.0")?;
     field.owner("packet-stats drops --tenant acme", 0, "")?;
     field.owner("packet-stats flows --tenant acme", 0, "acme")?;

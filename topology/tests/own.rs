@@ -76,7 +76,7 @@ fn what_the_owner_sets_counts_and_the_operators_tables_do_not() {
     assert_eq!(names, ["db"]);
     assert_eq!(
         (acme.vms[0].at.to_string(), acme.at.to_string()),
-        ("acme's own file:3:18".into(), "12:9".into())
+        ("acme's own file:3:17".into(), "12:9".into())
     );
     assert_eq!(acme.owner.as_ref().unwrap().set_aside.unwrap().to_string(), "16:14");
     assert!(acme.routes.iter().any(|route| route.via == Via::Uplink(0)));

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use axum::response::Response;
-use topology::{Place, Unenforced};
+use ipnet::IpNet;
+use topology::{Place, Tenant, Topology, Unenforced};
 
 use super::answers::totals;
 use super::api::{Flows, Offloads, Ports, Route, Routes, Stats};
@@ -73,12 +74,14 @@ impl Scope {
     }
 
     /// The owner's table. What leads to another tenant is found by those who know its address only.
-    pub(super) fn routes(&self, mut routes: Routes) -> Routes {
+    pub(super) fn routes(&self, mut routes: Routes, topology: &Topology) -> Routes {
         let Self::Owner(own) = self else { return routes };
         let prefix = format!("{own}/");
-        let is_theirs = |route: &Route| {
-            let next = route.next_hop.as_deref();
-            next.is_some_and(|next| next.contains('/') && !next.starts_with(&prefix))
+        let tenant = topology.tenants.iter().find(|tenant| *tenant.name == **own);
+        let is_theirs = |route: &Route| match route.next_hop.as_deref() {
+            Some(next) => next.contains('/') && !next.starts_with(&prefix),
+            // What is left of a subnet beside its VMs.
+            None => !tenant.is_some_and(|tenant| has_subnet(tenant, &route.to)),
         };
         match routes.lookup {
             None => routes.routes.retain(|route| !is_theirs(route)),
@@ -170,6 +173,15 @@ impl Scope {
     fn place(&self, at: Place) -> Place {
         if at.tenant.is_empty() || self.sees(Some(&at.tenant)) { at } else { Place::default() }
     }
+}
+
+/// Whether that is a part of the tenant's networks.
+fn has_subnet(tenant: &Tenant, net: &str) -> bool {
+    let Ok(net) = net.parse::<IpNet>() else { return false };
+    let networks = || tenant.networks.iter();
+    let v4 = networks().flat_map(|network| &network.subnets4).copied().map(IpNet::V4);
+    let v6 = networks().flat_map(|network| &network.subnets6).copied().map(IpNet::V6);
+    v4.chain(v6).any(|own| own.contains(&net))
 }
 
 /// Between two lines in the log about what owners ask for.

@@ -301,7 +301,8 @@ async fn show_routes(
     if let Some(refusal) = caller.scope.refuse(&tenant) {
         return refusal;
     }
-    let routes = routes::routes(&view, &tenant, address).map(|routes| caller.scope.routes(routes));
+    let routes =
+        routes::routes(&view, &tenant, address).map(|routes| caller.scope.routes(routes, &view.topology));
     found(routes, "no such tenant")
 }
 
