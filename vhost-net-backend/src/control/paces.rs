@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Extension;
+use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode};
 use axum::middleware::Next;
@@ -52,7 +53,7 @@ pub(super) async fn owners_only(
     State(view): Shared,
     State(paces): State<Arc<Paces>>,
     Extension(caller): Extension<Caller>,
-    mut request: Request,
+    request: Request,
     next: Next,
 ) -> Response {
     let Scope::Owner(tenant) = &caller.scope else {
@@ -72,6 +73,12 @@ pub(super) async fn owners_only(
     if changes && !paces.allows(tenant, path == "/v1/plan", Instant::now()) {
         return problem(StatusCode::TOO_MANY_REQUESTS, "one change a second is enough: try again");
     }
+    // All of it is here before others wait for this one.
+    let (parts, body) = request.into_parts();
+    let Ok(body) = to_bytes(body, BODY_BYTES).await else {
+        return problem(StatusCode::PAYLOAD_TOO_LARGE, "an owner's file has 64 KiB at most");
+    };
+    let mut request = Request::from_parts(parts, Body::from(body));
     caller.deadline.put_off(CHANGE_TIME);
     let turn = Arc::new(Arc::clone(&paces.turn).lock_owned().await);
     caller.deadline.put_off(CONNECTION_TIME);
