@@ -33,7 +33,7 @@ vmrouter check /usr/share/doc/vmrouter/examples/full.toml
 
 step 'start, as the unit does'
 start=$(sed -n 's/^ExecStart=//p' $UNIT)
-mkdir -m 0755 /run/vmrouter && install -d -m 0700 -o vmrouter -g vmrouter /var/lib/vmrouter && chown vmrouter: /run/vmrouter
+mkdir -m 0751 /run/vmrouter && install -d -m 0700 -o vmrouter -g vmrouter /var/lib/vmrouter && chown vmrouter: /run/vmrouter
 RUNTIME_DIRECTORY=/run/vmrouter STATE_DIRECTORY=/var/lib/vmrouter setpriv --reuid vmrouter --regid vmrouter --init-groups \
   --inh-caps +net_admin --ambient-caps +net_admin $start > /tmp/log 2>&1 &
 daemon=$!

@@ -8,7 +8,8 @@ use serde_spanned::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::at::Span;
-use crate::drop_ins;
+use crate::drop_ins::{self, Part};
+use crate::own;
 use crate::problem::{Problem, listing, nearest};
 use crate::raw::RawFile;
 use crate::source::Source;
@@ -17,17 +18,45 @@ use crate::source::Source;
 const PASSES: usize = 50;
 
 /// What could be read.
+#[derive(Default)]
 pub(crate) struct Decoded {
     /// Nothing if the text is not TOML, or too much of it is wrong.
     pub(crate) file: Option<RawFile>,
+    pub(crate) left: Left,
+}
+
+/// What the checks are told beside.
+#[derive(Default)]
+pub(crate) struct Left {
     pub(crate) problems: Vec<Problem>,
     /// Tables that lost an entry which could not be read.
     pub(crate) damaged: Vec<Span>,
+    /// Tenants whose owner has set what the operator describes too, and where.
+    pub(crate) set_aside: Vec<(String, Span)>,
 }
 
 pub(crate) fn decode(source: &Source) -> Decoded {
-    let mut out = Decoded { file: None, problems: Vec::new(), damaged: Vec::new() };
-    let Some(mut tree) = tree(source, &mut out.problems) else { return out };
+    let mut left = Left::default();
+    match tree(source, &mut left) {
+        Some(tree) => read(source, tree, left),
+        None => Decoded { file: None, left },
+    }
+}
+
+/// The same of what concerns one tenant: others are not in it, nor what stands between tenants.
+pub(crate) fn decode_for(source: &Source, tenant: &str) -> Decoded {
+    let mut left = Left::default();
+    match tree(source, &mut left) {
+        Some(mut tree) => {
+            own::reduce(tree.get_mut(), tenant);
+            read(source, tree, left)
+        }
+        None => Decoded { file: None, left },
+    }
+}
+
+fn read<'t>(source: &'t Source, mut tree: Spanned<DeTable<'t>>, left: Left) -> Decoded {
+    let mut out = Decoded { file: None, left };
     for _ in 0..PASSES {
         let error = match RawFile::deserialize(toml::de::Deserializer::from(tree.clone())) {
             Ok(file) => {
@@ -36,35 +65,45 @@ pub(crate) fn decode(source: &Source) -> Decoded {
             }
             Err(error) => error,
         };
-        out.problems.push(problem(source, &error, 0));
+        out.left.problems.push(problem(source, &error, 0));
         let root = tree.span();
         let Some(table) = error.span().and_then(|span| remove(tree.get_mut(), &root, &span)) else {
             return out;
         };
-        out.damaged.push(table);
+        out.left.damaged.push(table);
     }
     out
 }
 
 /// The tree of all files; nothing if one is not TOML.
-fn tree<'t>(source: &'t Source, problems: &mut Vec<Problem>) -> Option<Spanned<DeTable<'t>>> {
+pub(crate) fn tree<'t>(source: &'t Source, left: &mut Left) -> Option<Spanned<DeTable<'t>>> {
     let (mut all, mut is_whole) = (None::<Spanned<DeTable<'t>>>, true);
-    for part in source.parts() {
+    // What owners have set takes the place of what the operator's files say.
+    let (own, files): (Vec<&Part>, Vec<&Part>) = source.parts().iter().partition(|part| part.own);
+    for part in files.into_iter().chain(own) {
+        if let Some(all) = all.as_mut().filter(|_| part.own)
+            && !own::has_owner(all.get_ref(), &part.tenant)
+        {
+            continue;
+        }
         let text = source.text().get(part.bytes.clone()).unwrap_or_default();
         let tree = match DeTable::parse(text) {
             Ok(tree) => tree,
             Err(error) => {
-                problems.push(problem(source, &error, part.bytes.start));
+                left.problems.push(problem(source, &error, part.bytes.start));
                 is_whole = false;
                 continue;
             }
         };
-        match &mut all {
-            None => all = Some(tree),
-            Some(all) => {
-                let tree = drop_ins::shift(tree.into_inner(), part.bytes.start);
-                drop_ins::join(all.get_mut(), tree, part, source, problems);
-            }
+        let Some(all) = &mut all else {
+            all = Some(tree);
+            continue;
+        };
+        let tree = drop_ins::shift(tree.into_inner(), part.bytes.start);
+        if part.own {
+            own::join(all.get_mut(), tree, part, source, left);
+        } else {
+            drop_ins::join(all.get_mut(), tree, part, source, &mut left.problems);
         }
     }
     all.filter(|_| is_whole)

@@ -5,6 +5,8 @@
 //! (a line of one never ends up in a table of another) and places are counted in it. The trees of the parts are joined
 //! before anything is read from them; so a tenant may refer to uplinks of the topology file, and peerings and tests there
 //! to it.
+//!
+//! What a tenant's owner has set stands behind them, after a line `#:owner TENANT` each: see `own`.
 
 use std::ops::Range;
 use std::path::Path;
@@ -20,6 +22,8 @@ use crate::validate::names::is_name;
 
 /// Begins the line in front of each drop-in.
 const MARK: &str = "#:file ";
+/// Begins the line in front of what an owner has set.
+pub(crate) const OWN_MARK: &str = "#:owner ";
 /// Those of one folder: no more tenants than a topology may have.
 const MOST: usize = 1024;
 
@@ -28,6 +32,8 @@ const MOST: usize = 1024;
 pub(crate) struct Part {
     /// The tenant that it describes; empty: it is the topology file.
     pub(crate) tenant: ArrayString<32>,
+    /// Whether that tenant's owner has set it, and not the operator.
+    pub(crate) own: bool,
     /// Its bytes.
     pub(crate) bytes: Range<usize>,
 }
@@ -37,22 +43,32 @@ pub(crate) fn folder(main: &str) -> String {
     format!("{}.d", main.strip_suffix(".toml").unwrap_or(main))
 }
 
-/// The parts of a text: the topology file first, then the drop-ins.
+/// The parts of a text: the topology file first, then the others in their order.
 pub(crate) fn parts(text: &str) -> Vec<Part> {
-    let mut parts = vec![Part { tenant: ArrayString::new(), bytes: 0..text.len() }];
+    let mut parts = vec![Part { tenant: ArrayString::new(), own: false, bytes: 0..text.len() }];
     let mut at = 0;
     for line in text.split_inclusive('\n') {
         let end = at + line.len();
-        let tenant = line.strip_prefix(MARK).and_then(|name| ArrayString::from(name.trim_end()).ok());
-        if let Some(tenant) = tenant.filter(|tenant| is_name(tenant)) {
+        let marked = [(MARK, false), (OWN_MARK, true)].into_iter().find_map(|(mark, own)| {
+            Some((ArrayString::from(line.strip_prefix(mark)?.trim_end()).ok()?, own))
+        });
+        if let Some((tenant, own)) = marked.filter(|(tenant, _)| is_name(tenant)) {
             if let Some(before) = parts.last_mut() {
                 before.bytes.end = at;
             }
-            parts.push(Part { tenant, bytes: end..text.len() });
+            parts.push(Part { tenant, own, bytes: end..text.len() });
         }
         at = end;
     }
     parts
+}
+
+/// Puts a part behind `text`, with its mark in front.
+pub(crate) fn append(text: &mut String, mark: &str, tenant: &str, part: &str) {
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    text.push_str(&format!("{mark}{tenant}\n{part}"));
 }
 
 /// The text of all: that of the file at `path`, and of the files in the folder beside it.
@@ -84,16 +100,13 @@ pub(crate) fn read(path: &Path, main: String) -> Result<String, Problems> {
     }
     let mut text = main;
     if !tenants.is_empty() {
-        unmarked(path, &text)?;
+        unmarked(&path.display().to_string(), &text)?;
     }
     for tenant in tenants {
         let path = Path::new(&folder).join(format!("{tenant}.toml"));
         let drop_in = crate::read_file(&path)?;
-        unmarked(&path, &drop_in)?;
-        if !text.ends_with('\n') {
-            text.push('\n');
-        }
-        text.push_str(&format!("{MARK}{tenant}\n{drop_in}"));
+        unmarked(&path.display().to_string(), &drop_in)?;
+        append(&mut text, MARK, &tenant, &drop_in);
         if u64::try_from(text.len()).unwrap_or(u64::MAX) > crate::MAX_BYTES {
             let message = "the files are larger than 1 MiB together".to_owned();
             return Err(Problems::whole(&folder, message, None));
@@ -103,14 +116,21 @@ pub(crate) fn read(path: &Path, main: String) -> Result<String, Problems> {
 }
 
 /// What looks like another file would be taken for it.
-fn unmarked(path: &Path, text: &str) -> Result<(), Problems> {
-    let parts = parts(text);
-    let Some(at) = parts.get(1).map(|part| part.bytes.start) else { return Ok(()) };
+pub(crate) fn unmarked(name: &str, text: &str) -> Result<(), Problems> {
+    match parts(text).get(1) {
+        Some(part) => Err(marked(name, text, part)),
+        None => Ok(()),
+    }
+}
+
+/// The problem that `part` begins in a file of its own.
+pub(crate) fn marked(name: &str, text: &str, part: &Part) -> Problems {
     // The line before.
-    let line = text.get(..at).unwrap_or_default().lines().count();
+    let line = text.get(..part.bytes.start).unwrap_or_default().lines().count();
+    let mark = if part.own { OWN_MARK } else { MARK };
     let message =
-        format!("line {line} begins with {MARK:?} and a name, as the files of one text are told apart");
-    Err(Problems::whole(&path.display().to_string(), message, Some("remove that line")))
+        format!("line {line} begins with {mark:?} and a name, as the files of one text are told apart");
+    Problems::whole(name, message, Some("remove that line"))
 }
 
 /// Puts the tenant of a drop-in into the tree of all; says what else the drop-in has.

@@ -14,12 +14,14 @@
 //! are taken out and the rest is read and checked all the same; [`Problems`] has them all, sorted by place,
 //! and prints them as rustc does. A file with a problem gives no topology.
 //!
+//! [`own`]: what the owner of a tenant has set beside the operator.
+//!
 //! [`plan`] says what changes from one topology to another, by name.
 //!
 //! What the file asks for and this version does not enforce yet is checked as everything else, and listed in
 //! [`Topology::unenforced`], so that a daemon can refuse to run without it.
 //!
-//! Limits: 1 MiB of text, 4096 NICs, 1024 tenants, 1024 peerings, 64 uplinks; 256 networks a tenant, 16 subnets
+//! Limits: 1 MiB of text, 64 KiB of each owner, 4096 NICs, 1024 tenants, 1024 peerings, 64 uplinks; 256 networks a tenant, 16 subnets
 //! a network, 32 NICs a VM. The work is bounded by them: a hostile file is answered, not suffered.
 
 #![forbid(unsafe_code)]
@@ -30,6 +32,7 @@ mod derive;
 mod drop_ins;
 pub mod mac;
 pub mod model;
+pub mod own;
 pub mod place;
 pub mod plan;
 pub mod policy;
@@ -44,6 +47,7 @@ use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
+use decode::Decoded;
 pub use mac::Mac;
 pub use model::*;
 pub use place::Place;
@@ -91,16 +95,16 @@ fn read_file(path: &Path) -> Result<String, Problems> {
 ///
 /// Everything that is wrong with it.
 pub fn parse(name: &str, text: &str) -> Result<Topology, Problems> {
-    if u64::try_from(text.len()).unwrap_or(u64::MAX) > MAX_BYTES {
+    if own::operators_bytes(text) > MAX_BYTES {
         let (message, help) = too_large();
         return Err(Problems::whole(name, message, help));
     }
     let source = Source::new(name, text);
-    let decoded = decode::decode(&source);
-    let Some(raw) = decoded.file else {
-        return Err(Problems::new(source, decoded.problems));
+    let Decoded { file, left } = decode::decode(&source);
+    let Some(raw) = file else {
+        return Err(Problems::new(source, left.problems));
     };
-    let mut ctx = Context::new(&source, decoded.problems, decoded.damaged);
+    let mut ctx = Context::new(&source, left);
     let topology = validate::validate(&raw, &mut ctx);
     let problems = ctx.problems;
     if problems.is_empty() { Ok(topology) } else { Err(Problems::new(source, problems)) }

@@ -145,6 +145,19 @@ pub struct Tenant {
     pub rate: Option<Limit>,
     /// `quota.pps`: packets a second that its VMs may send in all.
     pub pps: Option<Limit>,
+    /// Who may change its VMs, networks, groups and forwards beside the operator.
+    pub owner: Option<Owner>,
+}
+
+/// `owner` of a tenant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// User id on this host.
+    pub uid: u32,
+    /// Folders that its VMs' files may be in.
+    pub images: Vec<PathBuf>,
+    /// Where the operator's file has such tables that do not count, because the owner has set its own.
+    pub set_aside: Option<Place>,
 }
 
 /// How many connections may be held.

@@ -56,17 +56,20 @@ impl Source {
         let start = self.lines.get(line).copied().unwrap_or(0);
         let column = self.chars_before(span.start).saturating_sub(self.chars_before(start));
         let part = self.parts.partition_point(|part| part.bytes.start <= span.start).saturating_sub(1);
-        let (tenant, first) =
-            self.parts.get(part).map_or_else(Default::default, |part| (part.tenant, part.bytes.start));
+        let (tenant, own, first) = self
+            .parts
+            .get(part)
+            .map_or_else(Default::default, |part| (part.tenant, part.own, part.bytes.start));
         let line = line - self.line_index(first);
         let number = |index: usize| u32::try_from(index.saturating_add(1)).unwrap_or(u32::MAX);
-        Place { tenant, line: number(line), column: number(column) }
+        Place { tenant, own, line: number(line), column: number(column) }
     }
 
     /// The path of the file in which `place` is.
     pub(crate) fn path(&self, place: &Place) -> String {
         match place.file() {
             None => self.name.clone(),
+            Some(file) if place.own => file,
             Some(file) => format!("{}/{file}", drop_ins::folder(&self.name)),
         }
     }

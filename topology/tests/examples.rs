@@ -66,7 +66,6 @@ fn what_full_asks_for_and_is_not_enforced() {
     let pinned = [
         "15:8 uplink.wan.kind",
         "19:7 uplink.wan.nat",
-        "30:9 tenant.acme.owner",
         "31:58 tenant.acme.quota.storage",
         "31:73 tenant.acme.quota.iops",
         "31:93 tenant.acme.quota.cpu_share",

@@ -27,7 +27,7 @@ use topology::{Topology, UplinkKind};
 pub use self::apply::{Applier, Origin, Stored};
 use self::attachments::Attachments;
 pub use self::view::{Board, View};
-use crate::control::{self, ControlServer};
+use crate::control::{self, ControlServer, Doors, Orders, OwnersServer};
 use crate::counters::{Counters, Identity};
 use crate::gather::Gathering;
 use crate::handover::Inherited;
@@ -52,6 +52,7 @@ pub struct Daemon {
     board: Board,
     applier: Arc<Applier>,
     control: ControlServer,
+    owners: OwnersServer,
     metrics: Option<MetricsServer>,
     listeners: Listeners,
     keeper: Keeper,
@@ -125,6 +126,7 @@ impl Daemon {
         let to_keeper = events.0.clone();
         let keeper = keeper::spawn(kept, board.clone(), Arc::clone(&workers), events)?;
         let listeners = prepared.start()?;
+        let (doors, orders) = Doors::new(board.view().run_dir.clone());
         let setup = apply::Setup {
             board: board.clone(),
             workers: Arc::clone(&workers),
@@ -134,12 +136,11 @@ impl Daemon {
             store,
             origin,
             pending: None,
+            doors,
         };
-        let applier = Arc::new(Applier::new(setup));
-        let control = control::serve_changes(board.clone(), Some(Arc::clone(&applier)), Arc::clone(&workers))
-            .context("cannot start the control socket")?;
+        let (applier, control, owners) = serve(setup, orders)?;
         let metrics = serve_metrics(door, &board)?;
-        Ok(Self { board, applier, control, metrics, listeners, keeper, workers, threads })
+        Ok(Self { board, applier, control, owners, metrics, listeners, keeper, workers, threads })
     }
 
     /// What is running.
@@ -165,6 +166,7 @@ impl Daemon {
         // A change that is under way comes to its end first; there will be no other.
         self.applier.close();
         self.control.stop();
+        drop(self.owners);
         drop(self.metrics);
         self.listeners.stop();
         self.workers.iter().for_each(|worker| worker.send(Command::Stop));
@@ -179,11 +181,12 @@ impl Daemon {
     /// their rings and in the kernel's queues. The order is that of [`handover`](crate::handover).
     #[must_use]
     pub fn hand_over(self) -> Collected {
-        let Self { board, applier, control, metrics, listeners, keeper, workers, threads } = self;
+        let Self { board, applier, control, owners, metrics, listeners, keeper, workers, threads } = self;
         let begun = Instant::now();
         applier.close();
         let view = board.view();
         control.stop();
+        drop(owners);
         // The next daemon binds the same address.
         drop(metrics);
         let ports = listeners.park();
@@ -268,6 +271,18 @@ fn listeners(
     let listen = nics.map(|nic| parts::listen_port(nic, &view.topology, &view.run_dir)).collect();
     let group = &view.topology.router.socket_group;
     Listeners::prepare(listen, Some(group), Arc::new(attachments), left, orders)
+}
+
+/// Whoever asks and changes something is answered from now on.
+fn serve(setup: apply::Setup, orders: Orders) -> anyhow::Result<(Arc<Applier>, ControlServer, OwnersServer)> {
+    let (board, workers) = (setup.board.clone(), Arc::clone(&setup.workers));
+    let applier = Arc::new(Applier::new(setup));
+    let control = control::serve_changes(board.clone(), Some(Arc::clone(&applier)), workers)
+        .context("cannot start the control socket")?;
+    let owners = OwnersServer::start(board, &applier, orders);
+    let owners = owners.context("cannot serve the owners of tenants")?;
+    applier.open_doors().context("cannot make the socket of an owner")?;
+    Ok((applier, control, owners))
 }
 
 fn serve_metrics(door: Option<Door>, board: &Board) -> anyhow::Result<Option<MetricsServer>> {

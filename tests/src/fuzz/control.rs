@@ -1,4 +1,5 @@
-//! Requests to the control socket, by way of the HTTP server that the daemon has, over a pipe in memory.
+//! Requests to the control socket, and to that of a tenant's owner, by way of the HTTP server that the daemon has, over a pipe
+//! in memory.
 
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
@@ -23,7 +24,7 @@ const PIPE: usize = 1 << 16;
 /// Turns that each side gets for a request: an answer takes three.
 const TURNS: usize = 32;
 const METHODS: [&str; 5] = ["GET", "HEAD", "POST", "DELETE", "OPTIONS"];
-const PATHS: [&str; 10] = [
+const PATHS: [&str; 12] = [
     "/v1/stats",
     "/v1/ports",
     "/v1/drops",
@@ -33,9 +34,15 @@ const PATHS: [&str; 10] = [
     "/v1/routes/acme?lookup=",
     "/v1/vm/",
     "/v1/trace?protocol=icmp&from=acme/web.0&to=",
+    "/v1/flows",
+    "/v1/vm/globex/",
     "/",
 ];
-/// Root, who may do everything, and somebody else.
+/// Whose socket it is, if it is not the operator's.
+const TENANT: &str = "acme";
+/// What no answer at that socket has in it.
+const OTHER: &[u8] = b"globex";
+/// Root, who may do everything, and somebody else: the owner of acme.
 const USERS: [u32; 2] = [0, 4242];
 
 static API: LazyLock<Option<Api>> = LazyLock::new(|| view().map(|view| Api::new(Board::new(view))).ok());
@@ -48,9 +55,10 @@ pub fn run(data: &[u8]) -> Result<()> {
     let mut input = Input::new(data);
     let choice = input.byte();
     let uid = USERS.get(usize::from(choice & 1)).copied().unwrap_or_default();
+    let own = choice & 4 != 0;
     if choice & 2 != 0 {
         // Whatever bytes: the server may close, but what it says is HTTP.
-        let answer = ask(input.rest(), uid)?;
+        let answer = ask(input.rest(), uid, own)?;
         ensure!(answer.is_empty() || answer.starts_with(b"HTTP/1."), "not an answer: {:?}", head(&answer));
         return Ok(());
     }
@@ -61,7 +69,10 @@ pub fn run(data: &[u8]) -> Result<()> {
     let mut request = format!("{method} ").into_bytes();
     request.extend(target);
     request.extend(b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-    check(method, &ask(&request, uid)?)
+    let answer = ask(&request, uid, own)?;
+    let names_other = answer.windows(OTHER.len()).any(|bytes| bytes == OTHER);
+    ensure!(!own || !names_other, "an owner is told of another: {}", String::from_utf8_lossy(&answer));
+    check(method, &answer)
 }
 
 /// One answer, whole.
@@ -86,13 +97,18 @@ fn head(answer: &[u8]) -> String {
 }
 
 /// Sends the bytes and takes what comes back; the client goes once the server has nothing more to say.
-fn ask(request: &[u8], uid: u32) -> Result<Vec<u8>> {
+fn ask(request: &[u8], uid: u32, own: bool) -> Result<Vec<u8>> {
     let api = API.clone().context("no control API")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     runtime.block_on(async {
         let (client, server) = duplex(PIPE);
         let (mut reader, mut writer) = tokio::io::split(client);
-        let served = api.answer(server, uid);
+        let served = async {
+            match own {
+                true => api.answer_owner(server, uid, TENANT.into()).await,
+                false => api.answer(server, uid).await,
+            }
+        };
         let asked = async {
             // A server that closes early is no defect.
             let _ = writer.write_all(request).await;

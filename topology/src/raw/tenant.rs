@@ -14,7 +14,7 @@ pub(crate) struct RawTenant {
     pub(crate) customer: Option<String>,
     /// Names of uplinks; none: no way out.
     pub(crate) uplinks: Option<Vec<At<String>>>,
-    /// Who may change this tenant within its quota.
+    /// Who may change this tenant's VMs, networks, groups and forwards within its quota.
     pub(crate) owner: Option<At<RawOwner>>,
     /// What this tenant may use in all.
     pub(crate) quota: Option<At<RawQuota>>,
@@ -48,6 +48,9 @@ pub(crate) struct RawOwner {
     /// User id on this host.
     #[schemars(required)]
     pub(crate) uid: Option<At<u32>>,
+    /// Folders that kernels, RAM disks and disk images of its VMs may be in; none: it names no files.
+    #[serde(default)]
+    pub(crate) images: Vec<At<String>>,
 }
 
 /// What a tenant may use in all.

@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use crate::at::{At, Named, Span};
+use crate::decode::Left;
 use crate::model::{Limit, Unenforced};
 use crate::place::Place;
 use crate::problem::{Problem, listing, nearest};
@@ -18,12 +19,20 @@ pub(crate) struct Context<'f> {
     pub(crate) problems: Vec<Problem>,
     pub(crate) unenforced: Vec<Unenforced>,
     damaged: Vec<Span>,
+    set_aside: Vec<(String, Span)>,
 }
 
 impl<'f> Context<'f> {
-    /// `problems` and `damaged` are what reading the file has left.
-    pub(crate) fn new(source: &'f Source, problems: Vec<Problem>, damaged: Vec<Span>) -> Self {
-        Self { source, problems, unenforced: Vec::new(), damaged }
+    /// What reading the file has left.
+    pub(crate) fn new(source: &'f Source, left: Left) -> Self {
+        let Left { problems, damaged, set_aside } = left;
+        Self { source, problems, unenforced: Vec::new(), damaged, set_aside }
+    }
+
+    /// Where the operator describes that tenant to no effect: its owner does.
+    pub(crate) fn set_aside(&self, tenant: &str) -> Option<Place> {
+        let found = self.set_aside.iter().find(|(name, _)| name == tenant);
+        found.map(|(_, span)| self.place(span))
     }
 
     /// The file's name.

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use ipnet::IpNet;
 
 use crate::at::Entry;
-use crate::model::{Router, Tenant, Uplink, UplinkKind};
+use crate::model::{Owner, Router, Tenant, Uplink, UplinkKind};
 use crate::raw::{RawFile, RawTenant};
 use crate::validate::context::Context;
 use crate::validate::forwards::{self, Taken};
@@ -61,23 +61,30 @@ fn tenant(
         flows: None,
         rate: None,
         pps: None,
+        owner: owner(name, raw, ctx),
     };
     let nics = |vm: &crate::raw::RawVm| vm.nic.as_ref().map_or(0, |nics| nics.len());
     let whole = raw.vm.iter().zip(&tenant.vms).all(|(raw, vm)| nics(&raw.value) == vm.nics.len());
     tenant.routes = routes::validate(&raw.route, &routes::Scope { uplinks, tenant: &tenant, whole }, ctx);
     dns::reachable(raw, &tenant, ctx);
-    owner(&path, raw, ctx);
     quota::validate(&path, raw, &mut tenant, ctx);
     flips::validate(&path, raw, ctx);
     forwards::validate(raw, &tenant, uplinks, taken, ctx);
     tenant
 }
 
-fn owner(path: &str, raw: &RawTenant, ctx: &mut Context<'_>) {
-    ctx.unenforced_key(path, "owner", raw.owner.as_ref());
-    if let Some(owner) = &raw.owner {
-        ctx.required(owner, owner.span(), "uid", owner.uid.as_ref());
-    }
+fn owner(name: &str, raw: &RawTenant, ctx: &mut Context<'_>) -> Option<Owner> {
+    let raw = raw.owner.as_ref()?;
+    let uid = ctx.required(raw, raw.span(), "uid", raw.uid.as_ref());
+    let images = raw.images.iter().map(|folder| {
+        if folder.split('/').any(|part| part == "..") {
+            let message = format!("{:?} leads out of itself", folder.as_str());
+            ctx.problem(folder.span(), message, "name the folder without ..");
+        }
+        ctx.path(folder)
+    });
+    let images = images.collect();
+    Some(Owner { uid: **uid?, images, set_aside: ctx.set_aside(name) })
 }
 
 /// What the file names; in a file with one tenant and one uplink that tenant has it unless it says otherwise.

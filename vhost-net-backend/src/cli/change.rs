@@ -1,4 +1,5 @@
-//! `vmrouter plan F`, `apply F`, `confirm` and `history`: another topology for the daemon that runs.
+//! `vmrouter plan F`, `apply F`, `confirm`, `history` and `show`: another topology for the daemon that runs; of a tenant, by its
+//! owner, its VMs, networks, groups and forwards.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -7,12 +8,13 @@ use topology::plan::{Action, Change};
 
 use super::packet_stats::json;
 use super::paint::{Paint, Tone};
-use super::run_dir::run_dir;
+use super::run_dir::{of_daemon, run_dir};
 use super::table::{Cell, Table};
 use super::text::{safe, width};
+use super::vm::legal_name;
 use super::{Exit, Failure, Page, check};
-use crate::control::changes::{Confirmed, History, Outcome, PATIENCE, Wanted};
-use crate::control::client::{self, ClientError};
+use crate::control::changes::{Confirmed, History, Outcome, Own, PATIENCE, Wanted};
+use crate::control::client::{self, ClientError, Door};
 use crate::daemon::generations::{self, Record, Text};
 
 /// A change that takes longer is told how long it took.
@@ -29,11 +31,47 @@ pub struct Common {
     json: bool,
 }
 
+/// Whose.
+#[derive(Clone, Debug, clap::Args)]
+pub struct OfTenant {
+    /// Only the VMs, networks, groups and forwards of that tenant: the file has these, and its owner may do it
+    #[arg(long, value_name = "TENANT")]
+    tenant: Option<String>,
+}
+
+impl OfTenant {
+    fn name(&self) -> Option<&str> {
+        self.tenant.as_deref()
+    }
+}
+
+/// Arguments of `history`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct HistoryArgs {
+    /// Only what the owner of that tenant changed
+    #[arg(long, value_name = "TENANT")]
+    tenant: Option<String>,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Arguments of `show`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ShowArgs {
+    /// Whose VMs, networks, groups and forwards
+    #[arg(long, value_name = "TENANT")]
+    tenant: String,
+    #[command(flatten)]
+    common: Common,
+}
+
 /// Arguments of `plan`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct PlanArgs {
     /// The topology file
     file: PathBuf,
+    #[command(flatten)]
+    of: OfTenant,
     #[command(flatten)]
     common: Common,
 }
@@ -44,8 +82,10 @@ pub struct ApplyArgs {
     /// The topology file
     #[arg(required_unless_present = "generation", conflicts_with = "generation")]
     file: Option<PathBuf>,
+    #[command(flatten)]
+    of: OfTenant,
     /// Go back to that generation of `vmrouter history`
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "tenant")]
     generation: Option<u64>,
     /// Roll back unless `vmrouter confirm` comes within that time, such as 60s or 5m
     #[arg(long, value_name = "TIME", value_parser = duration)]
@@ -59,9 +99,11 @@ pub struct ApplyArgs {
 /// # Errors
 /// The file is wrong, or the daemon does not run or answer.
 pub fn plan(args: &PlanArgs) -> Result<Page, Failure> {
-    let run_dir = run_dir(args.common.run_dir.as_deref(), None)?;
-    let wanted = Wanted { file: Some(text(&args.file)?), ..Wanted::default() };
-    let outcome: Outcome = client::put_within(&run_dir, "/v1/plan", &wanted, PATIENCE)?;
+    let Given { wanted, wrong } = given(&args.file, args.of.name())?;
+    let run_dir = of_daemon(args.common.run_dir.as_deref(), args.of.name())?;
+    let door = Door::of(&run_dir, args.of.name());
+    let asked = client::put_within(door, "/v1/plan", &wanted, PATIENCE);
+    let outcome: Outcome = asked.map_err(|error| better(error.into(), wrong))?;
     let exit = if outcome.changes.is_empty() { Exit::Ok } else { Exit::Differs };
     if args.common.json {
         return Ok(Page { text: json(&outcome)?, exit, ..Page::default() });
@@ -71,7 +113,7 @@ pub fn plan(args: &PlanArgs) -> Result<Page, Failure> {
     } else {
         format!("{}\nPlan: {}.\n", listing(&outcome.changes, Paint::stdout()), outcome.summary)
     };
-    Ok(Page { text, exit, ..Page::default() })
+    Ok(Page { text, notes: outcome.notes.iter().map(|note| safe(note).into_owned()).collect(), exit })
 }
 
 /// Changes what runs.
@@ -79,14 +121,17 @@ pub fn plan(args: &PlanArgs) -> Result<Page, Failure> {
 /// # Errors
 /// Nothing was changed: the file is wrong, the daemon refuses, or it does not run.
 pub fn apply(args: &ApplyArgs) -> Result<Page, Failure> {
-    let run_dir = run_dir(args.common.run_dir.as_deref(), None)?;
     let begun = Instant::now();
-    let wanted = Wanted {
-        file: args.file.as_deref().map(text).transpose()?,
-        generation: args.generation,
-        confirm_ms: args.confirm.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+    let Given { wanted, wrong } = match &args.file {
+        Some(file) => given(file, args.of.name())?,
+        None => Given { wanted: Wanted { generation: args.generation, ..Wanted::default() }, wrong: None },
     };
-    let outcome: Outcome = client::put_within(&run_dir, "/v1/commit", &wanted, PATIENCE).map_err(unknown)?;
+    let confirm_ms = args.confirm.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+    let wanted = Wanted { confirm_ms, ..wanted };
+    let run_dir = of_daemon(args.common.run_dir.as_deref(), args.of.name())?;
+    let door = Door::of(&run_dir, args.of.name());
+    let asked = client::put_within(door, "/v1/commit", &wanted, PATIENCE);
+    let outcome: Outcome = asked.map_err(|error| better(unknown(error), wrong))?;
     if args.common.json {
         return Ok(Page::of(json(&outcome)?));
     }
@@ -101,7 +146,8 @@ pub fn apply(args: &ApplyArgs) -> Result<Page, Failure> {
     if let Some(time) = args.confirm.filter(|_| took > Duration::ZERO) {
         text.push_str(&format!("It is taken back in {time:?} unless you run: vmrouter confirm\n"));
     }
-    Ok(Page::of(text))
+    let notes = outcome.notes.iter().map(|note| safe(note).into_owned()).collect();
+    Ok(Page { text, notes, ..Page::default() })
 }
 
 /// Lets a change stay that waits for it.
@@ -132,13 +178,26 @@ fn unknown(error: ClientError) -> Failure {
 ///
 /// # Errors
 /// The daemon keeps no history, or does not run.
-pub fn history(args: &Common) -> Result<Page, Failure> {
-    let run_dir = run_dir(args.run_dir.as_deref(), None)?;
-    let history: History = client::get(&run_dir, "/v1/history")?;
-    if args.json {
+pub fn history(args: &HistoryArgs) -> Result<Page, Failure> {
+    let tenant = args.tenant.as_deref();
+    let run_dir = of_daemon(args.common.run_dir.as_deref(), tenant)?;
+    let mut history: History = client::get(Door::of(&run_dir, tenant), "/v1/history")?;
+    history.generations.retain(|record| tenant.is_none() || record.tenant.as_deref() == tenant);
+    if args.common.json {
         return Ok(Page::of(json(&history)?));
     }
     Ok(Page::of(history_table(&history).render(Paint::stdout(), width())))
+}
+
+/// What the owner of a tenant may set, as a file.
+///
+/// # Errors
+/// There is no such tenant, it is another's, or the daemon does not run.
+pub fn show(args: &ShowArgs) -> Result<Page, Failure> {
+    let tenant = legal_name("tenant", &args.tenant)?;
+    let run_dir = of_daemon(args.common.run_dir.as_deref(), Some(tenant))?;
+    let own: Own = client::get(Door::of(&run_dir, Some(tenant)), &format!("/v1/own/{tenant}"))?;
+    Ok(Page::of(if args.common.json { json(&own)? } else { own.text }))
 }
 
 fn history_table(history: &History) -> Table {
@@ -150,9 +209,10 @@ fn history_table(history: &History) -> Table {
             generations::Outcome::Unconfirmed => "unconfirmed",
             generations::Outcome::RolledBack => "rolled back",
         };
-        let Record { generation, uid, summary, name, .. } = record;
+        let Record { generation, uid, summary, name, tenant, .. } = record;
+        let name = tenant.as_ref().map_or_else(|| name.clone(), |tenant| format!("tenant {tenant}"));
         let (generation, time, uid) = (generation.to_string(), utc(record.time), uid.to_string());
-        let cells = [mark, &generation, &time, &uid, outcome, &safe(summary), &safe(name)];
+        let cells = [mark, &generation, &time, &uid, outcome, &safe(summary), &safe(&name)];
         table.row(cells.map(Cell::text).into());
     }
     table
@@ -185,10 +245,30 @@ fn listing(changes: &[Change], paint: Paint) -> String {
     changes.iter().map(line).collect()
 }
 
-/// The file's text, once it was found to be right.
-fn text(file: &Path) -> Result<Text, Failure> {
-    check::read(file)?;
-    read(file)
+/// What the daemon is asked for, and what is wrong with the file as far as that is known without it: what owners have set
+/// may make it right.
+struct Given {
+    wanted: Wanted,
+    wrong: Option<Failure>,
+}
+
+fn given(file: &Path, tenant: Option<&str>) -> Result<Given, Failure> {
+    let Some(tenant) = tenant else {
+        let (text, wrong) = (read(file)?, check::read(file).err());
+        return Ok(Given { wanted: Wanted { file: Some(text), ..Wanted::default() }, wrong });
+    };
+    let text = topology::own::read(file).map_err(wrong_file)?;
+    let file = Some(Text { name: file.display().to_string(), text });
+    Ok(Given { wanted: Wanted { file, tenant: Some(tenant.to_owned()), ..Wanted::default() }, wrong: None })
+}
+
+/// The better answer: a file that is wrong is told so also where no daemon looks at it.
+fn better(failure: Failure, wrong: Option<Failure>) -> Failure {
+    wrong.filter(|_| failure.exit == Exit::NotRunning).unwrap_or(failure)
+}
+
+fn wrong_file(problems: topology::Problems) -> Failure {
+    Failure { exit: Exit::Usage, message: problems.render(Paint::stderr().0) }
 }
 
 /// The file's text for the daemon, which checks it.
@@ -196,8 +276,7 @@ fn text(file: &Path) -> Result<Text, Failure> {
 /// # Errors
 /// It cannot be read.
 pub(super) fn read(file: &Path) -> Result<Text, Failure> {
-    let text = topology::read_text(file)
-        .map_err(|problems| Failure { exit: Exit::Usage, message: problems.render(Paint::stderr().0) })?;
+    let text = topology::read_text(file).map_err(wrong_file)?;
     let name = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
     Ok(Text { name: name.display().to_string(), text })
 }

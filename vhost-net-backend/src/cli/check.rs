@@ -54,6 +54,15 @@ pub fn summary(topology: &Topology, file: &Path, paint: Paint, width: usize) -> 
         out.push('\n');
         out.push_str(&services(topology).render(paint, width));
     }
+    for (tenant, owner) in topology.tenants.iter().filter_map(|tenant| Some((tenant, tenant.owner.as_ref()?)))
+    {
+        let (name, uid) = (safe(&tenant.name), owner.uid);
+        let line = format!(
+            "User {uid} may set the VMs, networks, groups and forwards of {name}; once set, those here are not used."
+        );
+        out.push('\n');
+        out.push_str(&wrap(&line, 0, width));
+    }
     if !topology.unenforced.is_empty() {
         out.push('\n');
         out.push_str(&paint.paint(&unenforced(&topology.unenforced, file), Tone::Warning));

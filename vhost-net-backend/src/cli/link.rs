@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 
 use super::packet_stats::json;
-use super::run_dir::run_dir;
+use super::run_dir::of_daemon;
 use super::text::safe;
 use super::vm::legal_name;
 use super::{Failure, Page};
 use crate::control::api::{self, LinkOrder, PortInfo};
-use crate::control::client;
+use crate::control::client::{self, Door};
 
 /// Arguments of `link`.
 #[derive(Clone, Debug, clap::Args)]
@@ -46,8 +46,9 @@ pub fn page(args: &Args) -> Result<Page, Failure> {
         Wanted::Up => api::Link::Up,
         Wanted::Down => api::Link::Down,
     };
-    let run_dir = run_dir(args.run_dir.as_deref(), None)?;
-    let port: PortInfo = client::put(&run_dir, &resource, &LinkOrder { link })?;
+    let tenant = args.nic.split('/').next();
+    let run_dir = of_daemon(args.run_dir.as_deref(), tenant)?;
+    let port: PortInfo = client::put(Door::of(&run_dir, tenant), &resource, &LinkOrder { link })?;
     Ok(Page::of(if args.json { json(&port)? } else { text(&port) }))
 }
 

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::paint::Paint;
 use crate::control::api::Threads;
+use crate::control::client::Door;
 
 use super::{
     Exit, Failure, Page, capture, drops, exit, explain, flows, mirrors, offloads, routes, run_dir, stats,
@@ -31,6 +32,7 @@ Examples:
                                            what would become of that packet, and why
   packet-stats threads --watch 1           what the workers did in each second
   packet-stats --json | jq '.totals'
+  packet-stats vm acme/web1                the owner of tenant acme may ask about that, too
 
 Exit codes: 0 done, 1 no such thing, 2 wrong command line, 3 the daemon is not running.";
 
@@ -121,6 +123,8 @@ pub struct Context {
     pub json: bool,
     /// Only that tenant.
     pub tenant: Option<String>,
+    /// The tenant that the command names: its owner may ask about it.
+    pub about: Option<String>,
     /// Only that VM.
     pub vm: Option<String>,
     /// Never shorten numbers.
@@ -141,6 +145,7 @@ impl Context {
             run_dir: run_dir.to_owned(),
             json: false,
             tenant: None,
+            about: None,
             vm: None,
             exact: false,
             since_last: false,
@@ -151,6 +156,12 @@ impl Context {
 }
 
 impl Context {
+    /// Where the daemon is asked.
+    #[must_use]
+    pub fn door(&self) -> Door<'_> {
+        Door::of(&self.run_dir, self.about.as_deref())
+    }
+
     /// Whether the filters let a NIC through.
     #[must_use]
     pub fn wants(&self, tenant: Option<&str>, vm: Option<&str>) -> bool {
@@ -217,10 +228,12 @@ fn answer(cli: &Cli, last: &mut Option<Threads>) -> Result<Page, Failure> {
             "there is no JSON of that; of live packets: packet-stats trace -n 20 --json",
         ));
     }
+    let about = tenant.clone().or_else(|| named(vm.as_deref(), cli.command.as_ref()));
     let context = Context {
-        run_dir: run_dir::run_dir(cli.common.run_dir.as_deref(), None)?,
+        run_dir: run_dir::of_daemon(cli.common.run_dir.as_deref(), about.as_deref())?,
         json,
         tenant,
+        about,
         vm,
         exact,
         since_last,
@@ -241,6 +254,17 @@ fn answer(cli: &Cli, last: &mut Option<Threads>) -> Result<Page, Failure> {
         Some(Command::Top) => top::page(&context, cli.common.watch.unwrap_or(top::PAUSE)),
         Some(Command::Explain { reason }) => explain::page(reason.as_deref(), json, context.width),
     }
+}
+
+/// The tenant in `--vm acme/web1`, `vm acme/web1` or `routes acme`.
+fn named(vm: Option<&str>, command: Option<&Command>) -> Option<String> {
+    let of_vm = |vm: &str| Some(vm.split_once('/')?.0.to_owned());
+    let of_command = || match command {
+        Some(Command::Vm { name }) => of_vm(name),
+        Some(Command::Routes { tenant, .. }) => Some(tenant.clone()),
+        _ => None,
+    };
+    vm.and_then(of_vm).or_else(of_command)
 }
 
 /// JSON as a page, indented; with `--watch` one value follows the other.

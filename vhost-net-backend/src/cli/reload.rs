@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 
 use super::{change, notify};
 use crate::daemon::Applier;
-use crate::daemon::apply::{Refusal, Request};
+use crate::daemon::apply::{Asked, Refusal, Request};
 
 /// Reloads, one after the other, on a thread of their own: the main thread goes on feeding the watchdog.
 #[derive(Debug)]
@@ -65,7 +65,7 @@ fn reload(applier: &Arc<Applier>, file: Option<&Path>) {
         }
     };
     let uid = rustix::process::getuid().as_raw();
-    match applier.apply(&Request { text, uid, confirm: None }) {
+    match applier.apply(&Request { asked: Asked::Files(text), uid, confirm: None }) {
         Ok(applied) if applied.plan.is_empty() => tracing::info!("reload: the topology file has not changed"),
         Ok(applied) => {
             let list = applied.plan.changes.iter().map(|change| format!("\n  {change}")).collect::<String>();

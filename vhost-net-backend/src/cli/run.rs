@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use topology::{Plan, Topology, UplinkKind};
+use topology::{Plan, Topology, UplinkKind, own};
 
 use super::paint::Paint;
 use super::run_dir::run_dir;
@@ -47,7 +47,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<Page, Failure> {
     logging::start("info");
     let text = match &args.file {
-        Some(file) => change::read(file)?,
+        Some(file) => with_owners(change::read(file)?, args)?,
         None => {
             let state_dir = state_dir(args.state_dir.as_deref(), args.run_dir.as_deref())?;
             generations::last(&state_dir).map_err(|error| Failure::failed(error.to_string()))?.1
@@ -58,6 +58,7 @@ pub fn run(args: &Args) -> Result<Page, Failure> {
         .map_err(|problems| wrong(problems.render(Paint::stderr().0)))?;
     let topology = tested(topology, &safe(&text.name)).map_err(wrong)?;
     refuse_unenforced(args.allow_unenforced, &text.name, &topology)?;
+    own::notes(&topology).iter().for_each(|note| tracing::info!("{note}"));
     // Without a file, where the last one was found.
     let given = args.file.as_ref().and(topology.router.run_dir.as_deref());
     let state_dir = state_dir(args.state_dir.as_deref(), args.run_dir.as_deref().or(given))?;
@@ -72,6 +73,25 @@ pub fn run(args: &Args) -> Result<Page, Failure> {
         .map_err(|error| Failure::failed(format!("{error:#}")))?;
     tracing::info!(%files, "confined");
     serve(args, topology, text, Places { run_dir: &run_dir, state_dir: &state_dir, folders }, &files)
+}
+
+/// The operator's files, with what owners of tenants had set when the last daemon ran.
+fn with_owners(text: Text, args: &Args) -> Result<Text, Failure> {
+    let stated = own::run_dir(&text.text);
+    let state_dir = state_dir(args.state_dir.as_deref(), args.run_dir.as_deref().or(stated.as_deref()))?;
+    let last = match generations::last(&state_dir) {
+        Ok((_, last)) => last.text,
+        Err(error) => {
+            if error.kind() != std::io::ErrorKind::NotFound {
+                tracing::error!(%error, "what owners of tenants have set is lost");
+            }
+            String::new()
+        }
+    };
+    let whole = own::carry_on(&text.name, &text.text, &last);
+    let whole = whole
+        .map_err(|problems| Failure { exit: Exit::Usage, message: problems.render(Paint::stderr().0) })?;
+    Ok(Text { text: whole, ..text })
 }
 
 fn needs<'a>(

@@ -14,6 +14,20 @@ pub fn run_dir(flag: Option<&Path>, file: Option<&Path>) -> Result<PathBuf, Fail
     choose(flag, file, |name| std::env::var_os(name), rustix::process::geteuid().is_root())
 }
 
+/// RUN_DIR of the daemon that is asked about `tenant`: as [`run_dir`], but an ordinary user who runs none of its own asks
+/// that of the host, as the owner of the tenant.
+///
+/// # Errors
+/// As [`run_dir`], if no tenant is named.
+pub fn of_daemon(flag: Option<&Path>, tenant: Option<&str>) -> Result<PathBuf, Failure> {
+    let of_host = Path::new("/run/vmrouter");
+    match (run_dir(flag, None), tenant) {
+        (Ok(found), Some(_)) if flag.is_none() && !found.exists() => Ok(of_host.to_owned()),
+        (Err(_), Some(_)) => Ok(of_host.to_owned()),
+        (found, _) => found,
+    }
+}
+
 fn choose(
     flag: Option<&Path>,
     file: Option<&Path>,

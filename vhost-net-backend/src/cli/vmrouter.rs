@@ -14,6 +14,8 @@ Examples:
   vmrouter run topology.toml                          the daemon; ends on SIGTERM or SIGINT
   vmrouter plan topology.toml                         what would change in what runs?
   vmrouter apply topology.toml --confirm 60s          changes it; comes back unless: vmrouter confirm
+  vmrouter show --tenant acme > acme.toml             what the owner of a tenant may change, and how: edit it, then
+  vmrouter apply acme.toml --tenant acme              changes that; the owner, no root, may do it
   vmrouter attach topology.toml acme/web1 --vmm qemu  the line that starts that VM
   vmrouter link acme/web1.0 down                      cuts one NIC off; its guest sees no carrier
   vmrouter schema > topology.schema.json              for editors
@@ -47,7 +49,9 @@ enum Command {
     /// Lets a change stay that `apply --confirm` made
     Confirm(change::Common),
     /// Lists what was applied, when and by whom; * marks what the next `run` without a file starts with
-    History(change::Common),
+    History(change::HistoryArgs),
+    /// Prints the VMs, networks, groups and forwards of a tenant as a file for `apply --tenant`
+    Show(change::ShowArgs),
     /// Prints the JSON schema of topology files
     Schema,
     /// Writes man pages and shell completions of both programs below a folder such as /usr/local/share
@@ -89,6 +93,7 @@ pub fn main() -> ExitCode {
         Command::Apply(args) => change::apply(&args),
         Command::Confirm(args) => change::confirm(&args),
         Command::History(args) => change::history(&args),
+        Command::Show(args) => change::show(&args),
         Command::Schema => schema::page(),
         Command::Docs { into } => docs::page(&into),
         Command::Attach(args) => attach::page(&args),
@@ -126,6 +131,12 @@ mod tests {
             ("vmrouter apply t.toml --confirm soon", Some(2)),
             ("vmrouter confirm", None),
             ("vmrouter history --json", None),
+            ("vmrouter history --tenant acme", None),
+            ("vmrouter show --tenant acme", None),
+            ("vmrouter show", Some(2)),
+            ("vmrouter plan own.toml --tenant acme", None),
+            ("vmrouter apply own.toml --tenant acme", None),
+            ("vmrouter apply --generation 7 --tenant acme", Some(2)),
             ("vmrouter attach t.toml acme/web1 --vmm xen", Some(2)),
             ("vmrouter nonsense", Some(2)),
             ("vmrouter docs /x", None),

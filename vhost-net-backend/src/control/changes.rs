@@ -1,11 +1,12 @@
 //! Another topology: `PUT /v1/plan` says what it would change, `PUT /v1/commit` changes it, `PUT /v1/confirm` lets a change stay
-//! that was to be confirmed, `GET /v1/history` lists what was applied.
+//! that was to be confirmed, `GET /v1/history` lists what was applied, `GET /v1/own/{tenant}` shows what the owner of a tenant
+//! may set. Owners ask the same, each for its own tenant.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Json};
@@ -13,9 +14,10 @@ use serde::{Deserialize, Serialize};
 use topology::Plan;
 
 use super::http::CONNECTION_TIME;
+use super::scope::{NOT_YOURS, Scope};
 use super::server::{Caller, problem};
 use crate::daemon::Applier;
-use crate::daemon::apply::{Refusal, Request};
+use crate::daemon::apply::{Applied, Asked, Planned, Refusal, Request};
 use crate::daemon::generations::{Record, Text};
 
 /// Bytes of a request's body: a topology file of 1 MiB as JSON, whatever is in it.
@@ -23,16 +25,19 @@ pub(super) const BODY_BYTES: usize = 8 << 20;
 /// So long a client waits for a change: for the one before it, connections that end, and the kernel.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// For the answer to what was read: longer than its client waits.
-const CHANGE_TIME: Duration = PATIENCE.saturating_add(CONNECTION_TIME);
+pub(super) const CHANGE_TIME: Duration = PATIENCE.saturating_add(CONNECTION_TIME);
 /// Longest time that a change may wait to be confirmed.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// The body of `PUT /v1/plan` and `PUT /v1/commit`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wanted {
-    /// The topology file.
+    /// The topology file; of a tenant, what its owner sets.
     #[serde(default)]
     pub file: Option<Text>,
+    /// The tenant whose owner's tables the file has.
+    #[serde(default)]
+    pub tenant: Option<String>,
     /// Instead of it: the file of that generation.
     #[serde(default)]
     pub generation: Option<u64>,
@@ -52,6 +57,18 @@ pub struct Outcome {
     pub generation: u64,
     /// How long the change took, microseconds; null for a plan.
     pub took_us: Option<u64>,
+    /// What of the operator's files does not count, and why.
+    #[serde(default)]
+    pub notes: Vec<String>,
+}
+
+/// The answer to `GET /v1/own/{tenant}`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Own {
+    /// Its VMs, networks, groups and forwards, as a file.
+    pub text: String,
+    /// Whether its owner has set them; else they are the operator's.
+    pub is_own: bool,
 }
 
 /// The answer to `PUT /v1/confirm`.
@@ -80,9 +97,9 @@ pub(super) async fn plan(
     Extension(caller): Extension<Caller>,
     body: Bytes,
 ) -> Response {
-    let planned = with(applier, body, |applier, wanted| {
-        let (plan, generation) = applier.plan(&text(applier, &wanted)?)?;
-        Ok(Json(outcome(plan, generation, None)).into_response())
+    let planned = with(applier, &caller, body, |applier, caller, wanted| {
+        let Planned { plan, generation, notes } = applier.plan(&asked(wanted, &caller.scope)?, caller.uid)?;
+        Ok(Json(caller.scope.outcome(outcome(plan, generation, None, notes))).into_response())
     });
     caller.waits_for(planned).await
 }
@@ -92,30 +109,44 @@ pub(super) async fn commit(
     Extension(caller): Extension<Caller>,
     body: Bytes,
 ) -> Response {
-    let uid = caller.uid;
-    let committed = with(applier, body, move |applier, wanted| {
+    let committed = with(applier, &caller, body, |applier, caller, wanted| {
         let confirm = wanted.confirm_ms.map(|time| Duration::from_millis(time).min(LONGEST));
-        let request = Request { text: text(applier, &wanted)?, uid, confirm };
-        let applied = applier.apply(&request)?;
-        Ok(Json(outcome(applied.plan, applied.generation, Some(applied.took))).into_response())
+        let request = Request { asked: asked(wanted, &caller.scope)?, uid: caller.uid, confirm };
+        let Applied { plan, generation, took, notes } = applier.apply(&request)?;
+        Ok(Json(caller.scope.outcome(outcome(plan, generation, Some(took), notes))).into_response())
     });
     caller.waits_for(committed).await
 }
 
 pub(super) async fn confirm(State(applier): Changes, Extension(caller): Extension<Caller>) -> Response {
-    let confirmed = |applier: &Arc<Applier>, _| {
+    let confirmed = |applier: &Arc<Applier>, _: &Caller, _| {
         let generation = applier.confirm()?;
         Ok(Json(Confirmed { generation }).into_response())
     };
-    caller.waits_for(with(applier, Bytes::from_static(b"{}"), confirmed)).await
+    caller.waits_for(with(applier, &caller, Bytes::from_static(b"{}"), confirmed)).await
 }
 
-pub(super) async fn history(State(applier): Changes) -> Response {
-    let told = |applier: &Arc<Applier>, _| {
+pub(super) async fn history(State(applier): Changes, Extension(caller): Extension<Caller>) -> Response {
+    let told = |applier: &Arc<Applier>, caller: &Caller, _| {
         let (generations, current, running) = applier.history()?;
-        Ok(Json(History { generations, current, running }).into_response())
+        Ok(Json(caller.scope.history(History { generations, current, running })).into_response())
     };
-    with(applier, Bytes::from_static(b"{}"), told).await
+    with(applier, &caller, Bytes::from_static(b"{}"), told).await
+}
+
+pub(super) async fn own(
+    State(applier): Changes,
+    Extension(caller): Extension<Caller>,
+    Path(tenant): Path<String>,
+) -> Response {
+    if let Some(refusal) = caller.scope.refuse(&tenant) {
+        return refusal;
+    }
+    let shown = move |applier: &Arc<Applier>, _: &Caller, _| {
+        let (text, is_own) = applier.show(&tenant)?;
+        Ok(Json(Own { text, is_own }).into_response())
+    };
+    with(applier, &caller, Bytes::from_static(b"{}"), shown).await
 }
 
 impl Caller {
@@ -131,8 +162,9 @@ impl Caller {
 /// Answers on a thread that may wait: other clients are served meanwhile.
 async fn with(
     applier: Option<Arc<Applier>>,
+    caller: &Caller,
     body: Bytes,
-    act: impl FnOnce(&Arc<Applier>, Wanted) -> Result<Response, Refusal> + Send + 'static,
+    act: impl FnOnce(&Arc<Applier>, &Caller, Wanted) -> Result<Response, Refusal> + Send + 'static,
 ) -> Response {
     let Ok(wanted) = serde_json::from_slice::<Wanted>(&body) else {
         return problem(StatusCode::BAD_REQUEST, r#"the body is not {"file":{"name":...,"text":...}}"#);
@@ -140,18 +172,21 @@ async fn with(
     let Some(applier) = applier else {
         return problem(StatusCode::SERVICE_UNAVAILABLE, &Refusal::Closing.to_string());
     };
-    let answer = tokio::task::spawn_blocking(move || act(&applier, wanted)).await;
-    match answer {
-        Ok(Ok(response)) => response,
-        Ok(Err(refusal)) => problem(status(&refusal), &refusal.to_string()),
-        Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
-    }
+    // With the turn of an owner, which ends when all is done.
+    let caller = caller.clone();
+    let answer = tokio::task::spawn_blocking(move || {
+        act(&applier, &caller, wanted)
+            .unwrap_or_else(|refusal| problem(status(&refusal), &caller.scope.told(&refusal)))
+    });
+    answer.await.unwrap_or_else(|error| problem(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()))
 }
 
 fn status(refusal: &Refusal) -> StatusCode {
     match refusal {
-        Refusal::Wrong(_) => StatusCode::UNPROCESSABLE_ENTITY,
+        Refusal::Wrong(_) | Refusal::Own(_) => StatusCode::UNPROCESSABLE_ENTITY,
         Refusal::Closing => StatusCode::SERVICE_UNAVAILABLE,
+        Refusal::Forbidden(_) => StatusCode::FORBIDDEN,
+        Refusal::NoTenant => StatusCode::NOT_FOUND,
         Refusal::Restart(_)
         | Refusal::Unenforced(_)
         | Refusal::Pending(..)
@@ -161,19 +196,31 @@ fn status(refusal: &Refusal) -> StatusCode {
     }
 }
 
-fn text(applier: &Applier, wanted: &Wanted) -> Result<Text, Refusal> {
-    match (&wanted.file, wanted.generation) {
-        (Some(text), None) => Ok(text.clone()),
-        (None, Some(generation)) => applier.text(generation),
-        (Some(_), Some(_)) | (None, None) => {
+fn asked(wanted: Wanted, scope: &Scope) -> Result<Asked, Refusal> {
+    let Wanted { file, tenant, generation, confirm_ms } = wanted;
+    let tenant = match scope {
+        Scope::Operator => tenant,
+        Scope::Owner(own) if tenant.as_deref().is_some_and(|tenant| tenant != &**own) => {
+            return Err(Refusal::Forbidden(NOT_YOURS));
+        }
+        Scope::Owner(_) if generation.is_some() || confirm_ms.is_some() => {
+            return Err(Refusal::Forbidden("going back and --confirm are for the operator"));
+        }
+        Scope::Owner(own) => Some(own.to_string()),
+    };
+    match (file, generation, tenant) {
+        (Some(text), None, None) => Ok(Asked::Files(text)),
+        (Some(text), None, Some(tenant)) => Ok(Asked::Own { tenant, text: text.text }),
+        (None, Some(generation), None) => Ok(Asked::Generation(generation)),
+        (Some(_), Some(_), _) | (None, ..) => {
             Err(anyhow::anyhow!("it takes either a file or the number of a generation").into())
         }
     }
 }
 
-fn outcome(plan: Plan, generation: u64, took: Option<Duration>) -> Outcome {
+fn outcome(plan: Plan, generation: u64, took: Option<Duration>, notes: Vec<String>) -> Outcome {
     let took_us = took.map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
-    Outcome { summary: plan.summary(), changes: plan.changes, generation, took_us }
+    Outcome { summary: plan.summary(), changes: plan.changes, generation, took_us, notes }
 }
 
 #[cfg(test)]
@@ -186,7 +233,8 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let ms = Duration::from_millis;
         runtime.block_on(async {
-            let caller = Caller { uid: 0, deadline: Deadline::after(ms(20)) };
+            let deadline = Deadline::after(ms(20));
+            let caller = Caller { uid: 0, deadline, scope: Scope::Operator, turn: None };
             let passed = caller.deadline.passed();
             let slow = async {
                 tokio::time::sleep(ms(100)).await;

@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use super::{SOCKET, api};
+use super::{OWNERS_SOCKET, SOCKET, api};
 
 /// A daemon that takes longer hangs.
 const ANSWER_TIME: Duration = Duration::from_secs(1);
@@ -54,53 +54,103 @@ pub enum ClientError {
     },
 }
 
-/// The answer to `GET resource` from the daemon that runs in `run_dir`.
-///
-/// # Errors
-/// [`ClientError`] says why there is none.
-pub fn get<T: DeserializeOwned>(run_dir: &Path, resource: &str) -> Result<T, ClientError> {
-    exchange(run_dir, Method::GET, resource, Bytes::new(), ANSWER_TIME)
+/// Where a daemon is asked: at its control socket, or, by whoever may not open that, at the socket of a tenant's owner.
+#[derive(Clone, Copy, Debug)]
+pub struct Door<'a> {
+    run_dir: &'a Path,
+    tenant: Option<&'a str>,
 }
 
-/// The answer to `PUT resource`, which only root and the daemon's own user may ask for.
+impl<'a, P: AsRef<Path> + ?Sized> From<&'a P> for Door<'a> {
+    fn from(run_dir: &'a P) -> Self {
+        Self { run_dir: run_dir.as_ref(), tenant: None }
+    }
+}
+
+impl<'a> Door<'a> {
+    /// Of the daemon that runs in `run_dir`, to ask it about `tenant`.
+    #[must_use]
+    pub fn of(run_dir: &'a Path, tenant: Option<&'a str>) -> Self {
+        // Nothing but a name becomes a part of a path.
+        let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        Self { run_dir, tenant: tenant.filter(|name| !name.is_empty() && name.chars().all(legal)) }
+    }
+
+    /// The daemon's run directory.
+    #[must_use]
+    pub fn run_dir(self) -> &'a Path {
+        self.run_dir
+    }
+
+    fn control(self) -> PathBuf {
+        self.run_dir.join(SOCKET)
+    }
+
+    async fn connect(self) -> Result<(UnixStream, PathBuf), ClientError> {
+        let control = self.control();
+        let denied = match (UnixStream::connect(&control).await, self.tenant) {
+            (Ok(stream), _) => return Ok((stream, control)),
+            (Err(error), Some(tenant)) if error.kind() == io::ErrorKind::PermissionDenied => (error, tenant),
+            (Err(error), _) => return Err(not_connected(&control, &error)),
+        };
+        let own = self.run_dir.join(denied.1).join(OWNERS_SOCKET);
+        match UnixStream::connect(&own).await {
+            Ok(stream) => Ok((stream, own)),
+            // That tenant has no owner.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(not_connected(&control, &denied.0)),
+            Err(error) => Err(not_connected(&own, &error)),
+        }
+    }
+}
+
+/// The answer to `GET resource` from the daemon behind `door`.
 ///
 /// # Errors
 /// [`ClientError`] says why there is none.
-pub fn put<T: DeserializeOwned>(
-    run_dir: &Path,
+pub fn get<'d, T: DeserializeOwned>(door: impl Into<Door<'d>>, resource: &str) -> Result<T, ClientError> {
+    exchange(door.into(), Method::GET, resource, Bytes::new(), ANSWER_TIME)
+}
+
+/// The answer to `PUT resource`, which only root, the daemon's own user and the owner of a tenant may ask for.
+///
+/// # Errors
+/// [`ClientError`] says why there is none.
+pub fn put<'d, T: DeserializeOwned>(
+    door: impl Into<Door<'d>>,
     resource: &str,
     wanted: &impl Serialize,
 ) -> Result<T, ClientError> {
-    put_within(run_dir, resource, wanted, ANSWER_TIME)
+    put_within(door, resource, wanted, ANSWER_TIME)
 }
 
 /// The same for what may take so long.
 ///
 /// # Errors
 /// As [`put`].
-pub fn put_within<T: DeserializeOwned>(
-    run_dir: &Path,
+pub fn put_within<'d, T: DeserializeOwned>(
+    door: impl Into<Door<'d>>,
     resource: &str,
     wanted: &impl Serialize,
     time: Duration,
 ) -> Result<T, ClientError> {
-    let path = run_dir.join(SOCKET);
-    let body = serde_json::to_vec(wanted).map_err(|e| ClientError::Answer { path, why: e.to_string() })?;
-    exchange(run_dir, Method::PUT, resource, body.into(), time)
+    let door = door.into();
+    let body = serde_json::to_vec(wanted);
+    let body = body.map_err(|e| ClientError::Answer { path: door.control(), why: e.to_string() })?;
+    exchange(door, Method::PUT, resource, body.into(), time)
 }
 
 fn exchange<T: DeserializeOwned>(
-    run_dir: &Path,
+    door: Door<'_>,
     method: Method,
     resource: &str,
     body: Bytes,
     time: Duration,
 ) -> Result<T, ClientError> {
-    let path = run_dir.join(SOCKET);
+    let path = door.control();
     let failed = |why: String| ClientError::Answer { path: path.clone(), why };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| failed(error.to_string()))?;
-    let asked = async { tokio::time::timeout(time, ask(&path, method, resource, body)).await };
+    let asked = async { tokio::time::timeout(time, ask(door, method, resource, body)).await };
     let (status, body) = runtime.block_on(asked).map_err(|_| ClientError::Silent(path.clone()))??;
     if status.is_success() {
         return serde_json::from_slice(&body).map_err(|error| failed(error.to_string()));
@@ -113,9 +163,13 @@ fn refusal(path: &Path, status: StatusCode, body: &[u8]) -> ClientError {
     let error = serde_json::from_slice::<api::Problem>(body).map(|problem| problem.error);
     match (status, error) {
         (StatusCode::NOT_FOUND, Ok(error)) => ClientError::NoSuch(error),
-        (StatusCode::FORBIDDEN | StatusCode::CONFLICT | StatusCode::SERVICE_UNAVAILABLE, Ok(error)) => {
-            ClientError::Refused(error)
-        }
+        (
+            StatusCode::FORBIDDEN
+            | StatusCode::CONFLICT
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::TOO_MANY_REQUESTS,
+            Ok(error),
+        ) => ClientError::Refused(error),
         (StatusCode::UNPROCESSABLE_ENTITY, Ok(error)) => ClientError::Wrong(error),
         (status, error) => {
             let why = format!("{status} {}", error.unwrap_or_default());
@@ -143,18 +197,19 @@ pub async fn reader_goes() {
 ///
 /// # Errors
 /// [`ClientError`] says why there is no answer, or no end of it.
-pub fn stream(
-    run_dir: &Path,
+pub fn stream<'d>(
+    door: impl Into<Door<'d>>,
     resource: &str,
     stop: impl Future<Output = ()>,
     mut each: impl FnMut(&[u8]) -> bool,
 ) -> Result<(), ClientError> {
-    let path = run_dir.join(SOCKET);
+    let door = door.into();
+    let path = door.control();
     let failed = |why: String| ClientError::Answer { path: path.clone(), why };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| failed(error.to_string()))?;
     runtime.block_on(async {
-        let asked = tokio::time::timeout(ANSWER_TIME, send(&path, Method::GET, resource, Bytes::new())).await;
+        let asked = tokio::time::timeout(ANSWER_TIME, send(door, Method::GET, resource, Bytes::new())).await;
         let response = asked.map_err(|_| ClientError::Silent(path.clone()))??;
         let (status, mut body) = (response.status(), response.into_body());
         if !status.is_success() {
@@ -178,26 +233,26 @@ pub fn stream(
 }
 
 async fn ask(
-    path: &Path,
+    door: Door<'_>,
     method: Method,
     resource: &str,
     body: Bytes,
 ) -> Result<(StatusCode, Bytes), ClientError> {
-    let failed = |why: String| ClientError::Answer { path: path.to_owned(), why };
-    let response = send(path, method, resource, body).await?;
+    let failed = |why: String| ClientError::Answer { path: door.control(), why };
+    let response = send(door, method, resource, body).await?;
     let status = response.status();
     let body = Limited::new(response.into_body(), ANSWER_BYTES).collect().await;
     Ok((status, body.map_err(|error| failed(error.to_string()))?.to_bytes()))
 }
 
 async fn send(
-    path: &Path,
+    door: Door<'_>,
     method: Method,
     resource: &str,
     body: Bytes,
 ) -> Result<hyper::Response<hyper::body::Incoming>, ClientError> {
-    let failed = |why: String| ClientError::Answer { path: path.to_owned(), why };
-    let stream = UnixStream::connect(path).await.map_err(|error| not_connected(path, &error))?;
+    let (stream, path) = door.connect().await?;
+    let failed = |why: String| ClientError::Answer { path: path.clone(), why };
     let shaken = http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = shaken.map_err(|error| failed(error.to_string()))?;
     tokio::spawn(connection);
@@ -205,7 +260,7 @@ async fn send(
     let request = request.body(Full::new(body));
     let request = request.map_err(|error| failed(error.to_string()))?;
     // The daemon may die, or hang up on one client too many, at any time.
-    sender.send_request(request).await.map_err(|_| ClientError::Silent(path.to_owned()))
+    sender.send_request(request).await.map_err(|_| ClientError::Silent(path.clone()))
 }
 
 fn not_connected(path: &Path, error: &io::Error) -> ClientError {

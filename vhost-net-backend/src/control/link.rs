@@ -1,15 +1,16 @@
-//! `PUT /v1/link/{tenant}/{vm}/{nic}`: an operator takes a NIC's link down, or up again.
+//! `PUT /v1/link/{tenant}/{vm}/{nic}`: an operator, or the owner of a tenant, takes a NIC's link down, or up again.
 
 use std::time::{Duration, Instant};
 
-use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
+use axum::{Extension, Json};
 use router::PortId;
 
-use super::server::{Shared, problem};
+use super::scope::Scope;
+use super::server::{Caller, Shared, problem};
 use super::{answers, api};
 use crate::daemon::View;
 use crate::port::{PortShared, lock};
@@ -22,9 +23,13 @@ const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// Obeys, and answers with what the NIC is like then.
 pub(super) async fn set(
     State(view): Shared,
+    Extension(caller): Extension<Caller>,
     Path((tenant, vm, nic)): Path<(String, String, String)>,
     body: Bytes,
 ) -> Response {
+    if let Some(refusal) = caller.scope.refuse(&tenant) {
+        return refusal;
+    }
     let up = match serde_json::from_slice(&body) {
         Ok(api::LinkOrder { link: api::Link::Up }) => true,
         Ok(api::LinkOrder { link: api::Link::Down }) => false,
@@ -35,10 +40,14 @@ pub(super) async fn set(
     let wanted = format!("{tenant}/{vm}.{nic}");
     let named = |port: &&PortShared| !port.is_uplink && port.name == wanted;
     let Some(id) = view.ports.iter().find(named).map(|port| port.id) else {
-        return problem(StatusCode::NOT_FOUND, &unknown(&view, &wanted));
+        return problem(StatusCode::NOT_FOUND, &unknown(&view, &caller.scope, &wanted));
     };
-    // It waits for another thread.
-    let done = tokio::task::spawn_blocking(move || obey(&view, id, up)).await;
+    // It waits for another thread. The turn of an owner ends with it.
+    let done = tokio::task::spawn_blocking(move || {
+        let _turn = caller.turn;
+        obey(&view, id, up)
+    });
+    let done = done.await;
     match done {
         Ok(Ok(Some(port))) => Json(port).into_response(),
         Ok(Ok(None)) => problem(StatusCode::NOT_FOUND, "no such NIC"),
@@ -62,9 +71,9 @@ fn is_connected(port: &PortShared) -> bool {
 }
 
 /// "no NIC acme/wbe1.0; did you mean acme/web1.0?"
-fn unknown(view: &View, wanted: &str) -> String {
-    let names: Vec<_> =
-        view.ports.iter().filter(|port| !port.is_uplink).map(|port| port.name.as_str()).collect();
+fn unknown(view: &View, scope: &Scope, wanted: &str) -> String {
+    let nics = view.ports.iter().filter(|port| !port.is_uplink).map(|port| port.name.as_str());
+    let names: Vec<_> = nics.filter(|name| scope.sees(name.split('/').next())).collect();
     match topology::nearest(wanted, names) {
         Some(near) => format!("no NIC {wanted}; did you mean {near}?"),
         None => format!("no NIC {wanted}; packet-stats lists them"),

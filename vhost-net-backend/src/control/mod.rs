@@ -6,6 +6,9 @@
 //! connect may read, and only root and the daemon's own user may do anything else. A client gets little time and few
 //! bytes for its request, and only so many are served at once; the others wait in the listen queue.
 //!
+//! The owner of a tenant asks the same at a socket of its own (`owners`), and is answered within `scope`: about its tenant,
+//! and nobody else.
+//!
 //! All answers are types of [`api`], built by `answers` from the daemon's [`crate::daemon::View`]; [`client`] asks for
 //! them.
 
@@ -21,9 +24,12 @@ pub(crate) mod http;
 mod link;
 mod mirrors;
 mod offloads;
+mod owners;
+mod paces;
 mod routes;
 #[cfg(test)]
 pub(crate) mod sample;
+mod scope;
 mod server;
 mod socket;
 mod threads;
@@ -33,7 +39,8 @@ mod watch;
 pub use answers::{drops, stats, totals};
 pub(crate) use flows::flows;
 pub(crate) use mirrors::mirrors;
+pub(crate) use owners::{Doors, Opening, Orders, OwnersServer};
 pub use server::{Api, ControlServer, serve, serve_changes};
-pub use socket::SOCKET;
+pub use socket::{OWNERS_SOCKET, SOCKET};
 pub(crate) use threads::threads;
 pub use threads::threads_of;

@@ -42,7 +42,15 @@ to = "vm:web2"
 
 /// web1 runs with every offload, web2's driver does not run yet, globex's api is not there, the uplink is up.
 pub(crate) fn view(run_dir: &Path) -> View {
-    let topology = topology::parse("sample.toml", TOPOLOGY).unwrap();
+    let view = view_of(run_dir, TOPOLOGY);
+    running(&view, 0, 1 | 1 << 1 | 1 << 7 | 1 << 8 | 1 << 11 | 1 << 12 | 1 << 32);
+    view.ports.get(1).unwrap().status.lock().unwrap().peer = Some(Peer { pid: 1, uid: 0 });
+    view
+}
+
+/// Nobody is there.
+pub(crate) fn view_of(run_dir: &Path, text: &str) -> View {
+    let topology = topology::parse("sample.toml", text).unwrap();
     let snapshot = Snapshot::build(&topology, &[]);
     let identities = Identity::all(&topology, 1);
     let named = (0..).zip(&identities);
@@ -51,9 +59,9 @@ pub(crate) fn view(run_dir: &Path) -> View {
         PortShared::new(PortId(id), identity.to_string(), pairs)
     });
     let mirrors = Mirrors::default();
-    let view = View {
+    View {
         ids: PortIds::fresh(&topology),
-        macs: vec![Mac::default()],
+        macs: vec![Mac::default(); topology.uplinks.len()],
         meters: Meters::default(),
         ports: ports.collect(),
         mirrors: mirrors.prepare(&topology).shown(),
@@ -64,10 +72,7 @@ pub(crate) fn view(run_dir: &Path) -> View {
         run_dir: run_dir.to_owned(),
         health: Arc::new(Health::new(2)),
         links: Links::new().unwrap().0,
-    };
-    running(&view, 0, 1 | 1 << 1 | 1 << 7 | 1 << 8 | 1 << 11 | 1 << 12 | 1 << 32);
-    view.ports.get(1).unwrap().status.lock().unwrap().peer = Some(Peer { pid: 1, uid: 0 });
-    view
+    }
 }
 
 /// Makes a port one whose guest runs a queue pair and negotiated `features`.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use axum::extract::{DefaultBodyLimit, FromRef, Path, Query, Request, State};
 use axum::http::{Method, StatusCode};
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, put};
 use axum::{Extension, Json, Router};
@@ -19,6 +19,8 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::deadline::Deadline;
 use super::http::{self, CONNECTION_TIME, ServerThread, clients};
+use super::paces::{self, Paces, Turn, owners_only};
+use super::scope::Scope;
 use super::watch::Watching;
 use super::{answers, api, changes, flows, link, mirrors, offloads, routes, socket, threads, trace, watch};
 use crate::daemon::{Applier, Board, View};
@@ -56,7 +58,7 @@ pub fn serve_changes(
     workers: Arc<[WorkerHandle]>,
 ) -> io::Result<ControlServer> {
     let (listener, path) = socket::bind(&board.view().run_dir)?;
-    let api = Api(application(Served { board, applier, watching: Watching::new(workers) }));
+    let api = Api::of(Served { watching: Watching::new(workers), ..Served::new(board, applier) });
     let thread = ServerThread::start("control", NICE, || async move {
         match UnixListener::from_std(listener) {
             Ok(listener) => clients(listener, CLIENTS, |stream| connection(stream, api.clone())).await,
@@ -86,38 +88,73 @@ async fn connection(stream: UnixStream, api: Api) {
     api.answer(stream, peer.uid()).await;
 }
 
-/// Everything that the control socket answers, on any stream of bytes.
+/// Everything that the control socket and those of owners answer, on any stream of bytes.
 #[derive(Clone, Debug)]
-pub struct Api(Router);
+pub struct Api {
+    operators: Router,
+    owners: Router,
+}
 
 impl Api {
     /// About that daemon.
     #[must_use]
     pub fn new(board: Board) -> Self {
-        let watching = Watching::new(Vec::new().into());
-        Self(application(Served { board, applier: None, watching }))
+        Self::of(Served::new(board, None))
     }
 
-    /// Answers one client, of user `uid`, until it goes or is too slow. Wants a runtime with timers.
+    /// The same, and changes what runs.
+    #[must_use]
+    pub(crate) fn with_applier(board: Board, applier: Arc<Applier>) -> Self {
+        Self::of(Served::new(board, Some(applier)))
+    }
+
+    fn of(served: Served) -> Self {
+        Self { operators: for_operators(served.clone()), owners: for_owners(served) }
+    }
+
+    /// Answers one client of the control socket, of user `uid`, until it goes or is too slow. Wants a runtime with timers.
     pub async fn answer(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, uid: u32) {
-        let deadline = Deadline::after(CONNECTION_TIME);
-        let passed = deadline.passed();
-        let service = TowerToHyperService::new(self.0.layer(Extension(Caller { uid, deadline })));
-        let served = http::builder().serve_connection(TokioIo::new(stream), service);
-        tokio::select! {
-            served = served => if let Err(error) = served {
-                tracing::debug!(%error, "control connection");
-            },
-            () = passed => tracing::debug!(uid, "a control connection took too long"),
-        }
+        serve_one(self.operators, stream, uid, Scope::Operator).await;
+    }
+
+    /// The same for a client of the socket of a tenant's owner.
+    pub async fn answer_owner(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        uid: u32,
+        tenant: Arc<str>,
+    ) {
+        serve_one(self.owners, stream, uid, Scope::Owner(tenant)).await;
     }
 }
 
-/// Who asks, as the kernel says.
+async fn serve_one(
+    router: Router,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    uid: u32,
+    scope: Scope,
+) {
+    let deadline = Deadline::after(CONNECTION_TIME);
+    let passed = deadline.passed();
+    let caller = Caller { uid, deadline, scope, turn: None };
+    let service = TowerToHyperService::new(router.layer(Extension(caller)));
+    let served = http::builder().serve_connection(TokioIo::new(stream), service);
+    tokio::select! {
+        served = served => if let Err(error) = served {
+            tracing::debug!(%error, "control connection");
+        },
+        () = passed => tracing::debug!(uid, "a control connection took too long"),
+    }
+}
+
+/// Who asks, as the kernel says, and where.
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
     pub(super) uid: u32,
     pub(super) deadline: Deadline,
+    pub(super) scope: Scope,
+    /// That of an owner who changes something: kept until it is done.
+    pub(super) turn: Option<Turn>,
 }
 
 /// What requests are about.
@@ -126,35 +163,61 @@ struct Served {
     board: Board,
     applier: Option<Arc<Applier>>,
     watching: Watching,
+    paces: Arc<Paces>,
 }
 
-fn application(served: Served) -> Router {
-    let large = || DefaultBodyLimit::max(changes::BODY_BYTES);
+impl Served {
+    fn new(board: Board, applier: Option<Arc<Applier>>) -> Self {
+        Self { board, applier, watching: Watching::new(Vec::new().into()), paces: Arc::default() }
+    }
+}
+
+/// What owners are answered too, each about its own tenant: whoever adds to this list looks at [`Scope`].
+fn for_both(body_bytes: usize) -> Router<Served> {
+    let large = || DefaultBodyLimit::max(body_bytes);
     Router::new()
-        .route("/v1/ports", get(async |State(view): Shared| Json(answers::port_infos(&view))))
-        .route("/v1/stats", get(async |State(view): Shared| Json(answers::stats(&view))))
-        .route("/v1/drops", get(async |State(view): Shared| Json(answers::drops(&answers::stats(&view)))))
-        .route("/v1/flows", get(async |State(view): Shared| Json(flows(&view))))
-        .route("/v1/mirrors", get(async |State(view): Shared| Json(mirrors(&view))))
-        .route("/v1/threads", get(async |State(view): Shared| Json(threads(&view))))
+        .route("/v1/ports", get(show_ports))
+        .route("/v1/stats", get(show_stats))
+        .route("/v1/drops", get(show_drops))
+        .route("/v1/flows", get(show_flows))
         .route("/v1/routes/{tenant}", get(show_routes))
         .route("/v1/offloads", get(show_offloads))
-        .route("/v1/trace", get(trace::what_if))
-        .route("/v1/trace/live", get(watch::live))
-        .route("/v1/capture", get(watch::capture))
         .route("/v1/vm/{tenant}/{vm}", get(show_vm))
         .route("/v1/link/{tenant}/{vm}/{nic}", put(link::set))
         .route("/v1/plan", put(changes::plan).layer(large()))
         .route("/v1/commit", put(changes::commit).layer(large()))
-        .route("/v1/confirm", put(changes::confirm))
         .route("/v1/history", get(changes::history))
+        .route("/v1/own/{tenant}", get(changes::own))
+}
+
+fn for_operators(served: Served) -> Router {
+    for_both(changes::BODY_BYTES)
+        .route("/v1/mirrors", get(async |State(view): Shared| Json(mirrors(&view))))
+        .route("/v1/threads", get(async |State(view): Shared| Json(threads(&view))))
+        .route("/v1/trace", get(trace::what_if))
+        .route("/v1/trace/live", get(watch::live))
+        .route("/v1/capture", get(watch::capture))
+        .route("/v1/confirm", put(changes::confirm))
         .fallback(async || problem(StatusCode::NOT_FOUND, "no such resource"))
-        .method_not_allowed_fallback(async || {
-            problem(StatusCode::METHOD_NOT_ALLOWED, "GET, or PUT of a link or a change")
-        })
+        .method_not_allowed_fallback(not_allowed)
         .layer(from_fn(only_owners_write))
         .layer(DefaultBodyLimit::max(BODY_BYTES))
         .with_state(served)
+}
+
+fn for_owners(served: Served) -> Router {
+    for_both(paces::BODY_BYTES)
+        .fallback(async || {
+            problem(StatusCode::FORBIDDEN, "this is for the operator, not for the owner of a tenant")
+        })
+        .method_not_allowed_fallback(not_allowed)
+        .layer(from_fn_with_state(served.clone(), owners_only))
+        .layer(DefaultBodyLimit::max(BODY_BYTES))
+        .with_state(served)
+}
+
+async fn not_allowed() -> Response {
+    problem(StatusCode::METHOD_NOT_ALLOWED, "GET, or PUT of a link or a change")
 }
 
 /// What ran when the request came.
@@ -178,6 +241,12 @@ impl FromRef<Served> for Watching {
     }
 }
 
+impl FromRef<Served> for Arc<Paces> {
+    fn from_ref(served: &Served) -> Self {
+        Arc::clone(&served.paces)
+    }
+}
+
 impl FromRef<Served> for Option<Arc<Applier>> {
     fn from_ref(served: &Served) -> Self {
         served.applier.clone()
@@ -197,6 +266,25 @@ pub(super) fn may_write(caller: u32, daemon: u32) -> bool {
     caller == 0 || caller == daemon
 }
 
+/// Who asks, and within what.
+type Asking = Extension<Caller>;
+
+async fn show_ports(State(view): Shared, Extension(caller): Asking) -> Response {
+    Json(caller.scope.ports(answers::port_infos(&view))).into_response()
+}
+
+async fn show_stats(State(view): Shared, Extension(caller): Asking) -> Response {
+    Json(caller.scope.stats(answers::stats(&view))).into_response()
+}
+
+async fn show_drops(State(view): Shared, Extension(caller): Asking) -> Response {
+    Json(answers::drops(&caller.scope.stats(answers::stats(&view)))).into_response()
+}
+
+async fn show_flows(State(view): Shared, Extension(caller): Asking) -> Response {
+    Json(caller.scope.flows(flows(&view))).into_response()
+}
+
 #[derive(Deserialize)]
 struct Lookup {
     lookup: Option<String>,
@@ -204,13 +292,19 @@ struct Lookup {
 
 async fn show_routes(
     State(view): Shared,
+    Extension(caller): Asking,
     Path(tenant): Path<String>,
     Query(Lookup { lookup }): Query<Lookup>,
 ) -> Response {
     let Ok(address) = lookup.map(|text| text.parse::<IpAddr>()).transpose() else {
         return problem(StatusCode::BAD_REQUEST, "lookup is not an IP address");
     };
-    found(routes::routes(&view, &tenant, address), "no such tenant")
+    if let Some(refusal) = caller.scope.refuse(&tenant) {
+        return refusal;
+    }
+    let routes =
+        routes::routes(&view, &tenant, address).map(|routes| caller.scope.routes(routes, &view.topology));
+    found(routes, "no such tenant")
 }
 
 #[derive(Deserialize)]
@@ -218,11 +312,29 @@ struct OfTenant {
     tenant: Option<String>,
 }
 
-async fn show_offloads(State(view): Shared, Query(OfTenant { tenant }): Query<OfTenant>) -> Response {
-    Json(offloads::offloads(&view, tenant.as_deref())).into_response()
+async fn show_offloads(
+    State(view): Shared,
+    Extension(caller): Asking,
+    Query(OfTenant { tenant }): Query<OfTenant>,
+) -> Response {
+    let tenant = match &caller.scope {
+        Scope::Operator => tenant,
+        Scope::Owner(own) => Some(tenant.unwrap_or_else(|| own.to_string())),
+    };
+    if let Some(refusal) = tenant.as_ref().and_then(|tenant| caller.scope.refuse(tenant)) {
+        return refusal;
+    }
+    Json(caller.scope.offloads(offloads::offloads(&view, tenant.as_deref()))).into_response()
 }
 
-async fn show_vm(State(view): Shared, Path((tenant, vm)): Path<(String, String)>) -> Response {
+async fn show_vm(
+    State(view): Shared,
+    Extension(caller): Asking,
+    Path((tenant, vm)): Path<(String, String)>,
+) -> Response {
+    if let Some(refusal) = caller.scope.refuse(&tenant) {
+        return refusal;
+    }
     found(answers::vm(&view, &tenant, &vm), "no such VM")
 }
 

@@ -1,8 +1,8 @@
-//! The listening socket: its file, mode and group.
+//! The listening sockets: their files, modes and groups.
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -24,6 +24,70 @@ pub(super) fn bind(run_dir: &Path) -> io::Result<(UnixListener, PathBuf)> {
     fs::rename(&hidden, &path)?;
     listener.set_nonblocking(true)?;
     Ok((listener, path))
+}
+
+/// Name of the socket of a tenant's owner, below the tenant's directory. A NIC's has a dot before its number.
+pub const OWNERS_SOCKET: &str = "tenant.sock";
+
+/// The socket of a tenant's owner under another name; removed if it is not shown.
+#[derive(Debug)]
+pub(super) struct OwnersSocket {
+    listener: UnixListener,
+    hidden: PathBuf,
+    path: PathBuf,
+}
+
+impl OwnersSocket {
+    /// Makes it in the tenant's directory, and that if it is not there.
+    pub(super) fn hidden(directory: &Path) -> io::Result<Self> {
+        match fs::DirBuilder::new().mode(0o750).create(directory) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(named(directory, &error));
+            }
+            _ => pass(directory, true).map_err(|error| named(directory, &error))?,
+        }
+        let (hidden, path) = (directory.join(format!(".{OWNERS_SOCKET}")), directory.join(OWNERS_SOCKET));
+        remove_if_there(&hidden)?;
+        let listener = UnixListener::bind(&hidden).map_err(|error| named(&hidden, &error))?;
+        // The daemon cannot give it to the owner: whoever connects is asked who he is.
+        fs::set_permissions(&hidden, Permissions::from_mode(0o666))?;
+        listener.set_nonblocking(true)?;
+        Ok(Self { listener, hidden, path })
+    }
+
+    /// From now on it is found.
+    pub(super) fn show(self) -> io::Result<UnixListener> {
+        fs::rename(&self.hidden, &self.path).map_err(|error| named(&self.path, &error))?;
+        self.listener.try_clone()
+    }
+}
+
+impl Drop for OwnersSocket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.hidden);
+    }
+}
+
+/// Removes the socket from the tenant's directory, through which others than VMMs have no way any more.
+pub(super) fn close_to_owner(directory: &Path) {
+    let _ = fs::remove_file(directory.join(OWNERS_SOCKET));
+    // If a VM's sockets are in it, it stays.
+    if fs::remove_dir(directory).is_err()
+        && let Err(error) = pass(directory, false)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(directory = %directory.display(), %error, "others may still pass");
+    }
+}
+
+/// Lets others pass through a directory of ours, or not. They never see what is in it.
+fn pass(directory: &Path, others: bool) -> io::Result<()> {
+    let found = fs::symlink_metadata(directory)?;
+    if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it is no directory of ours"));
+    }
+    let mode = found.mode() & 0o7776 | u32::from(others);
+    fs::set_permissions(directory, Permissions::from_mode(mode))
 }
 
 fn refuse_if_in_use(path: &Path) -> io::Result<()> {
@@ -62,6 +126,31 @@ fn named(path: &Path, error: &io::Error) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_owners_socket_is_shown_whole_and_goes_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let tenant = folder.path().join("acme");
+        let mode = || fs::metadata(&tenant).unwrap().permissions().mode() & 0o777;
+        drop(OwnersSocket::hidden(&tenant).unwrap());
+        assert_eq!((mode(), fs::read_dir(&tenant).unwrap().count()), (0o751, 0));
+        let path = tenant.join(OWNERS_SOCKET);
+        for _ in 0..2 {
+            // The second takes the place of what a dead daemon left.
+            let listener = OwnersSocket::hidden(&tenant).unwrap().show().unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o666);
+            UnixStream::connect(&path).unwrap();
+            drop(listener);
+        }
+        fs::write(tenant.join("web1.0.sock"), "").unwrap();
+        close_to_owner(&tenant);
+        assert_eq!((mode(), path.exists()), (0o750, false));
+        fs::remove_file(tenant.join("web1.0.sock")).unwrap();
+        close_to_owner(&tenant);
+        assert!(!tenant.exists());
+        std::os::unix::fs::symlink(folder.path(), &tenant).unwrap();
+        assert_eq!(OwnersSocket::hidden(&tenant).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+    }
 
     #[test]
     fn a_stale_socket_is_replaced_and_a_living_one_is_not() {

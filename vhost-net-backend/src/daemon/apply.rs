@@ -14,7 +14,11 @@
 //! A change that is to be confirmed comes with a thread that waits: unless somebody [confirms](Applier::confirm) it in time,
 //! the configuration before it comes back in the same way, as soon as that can be done. Until then it is not the current generation on the disk, so a
 //! daemon that crashes meanwhile starts with the one before, too.
+//!
+//! What owners of tenants have set ([`topology::own`]) is a part of the text that runs: what the operator gives is put
+//! together with it, and what an owner gives with the operator's, by one change at a time.
 
+mod asked;
 mod next;
 mod refusal;
 
@@ -24,16 +28,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use topology::own::notes;
 use topology::plan::Effect;
 use topology::{Plan, Topology};
 
+pub use self::asked::Asked;
+use self::asked::Running;
+pub(crate) use self::asked::may_set;
 use self::next::Next;
 pub use self::refusal::Refusal;
 use super::Board;
 use super::generations::{Generations, Outcome, Record, Text};
+use crate::control::Doors;
 use crate::mirror::{Folders, Mirrors};
 use crate::ring_state::Store;
-use crate::tested::tested;
 use crate::uplink::UplinkEvent;
 use crate::worker::WorkerHandle;
 
@@ -85,6 +93,8 @@ pub(super) struct Setup {
     pub(super) origin: Origin,
     /// The change that waits to be confirmed.
     pub(super) pending: Option<Pending>,
+    /// The sockets of tenants' owners.
+    pub(super) doors: Doors,
 }
 
 /// A change that waits to be confirmed; dropping it ends the waiting.
@@ -100,12 +110,23 @@ pub(super) struct Pending {
 /// What somebody wants to run.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// The topology file.
-    pub text: Text,
+    /// What.
+    pub asked: Asked,
     /// Who asks.
     pub uid: u32,
     /// In what time it must be confirmed, if it must be.
     pub confirm: Option<Duration>,
+}
+
+/// What a change would do.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// What it would change.
+    pub plan: Plan,
+    /// The number of the configuration that runs.
+    pub generation: u64,
+    /// What of the operator's files would not count: see [`topology::own::notes`].
+    pub notes: Vec<String>,
 }
 
 /// What became of a change.
@@ -117,26 +138,33 @@ pub struct Applied {
     pub generation: u64,
     /// How long all of it took.
     pub took: Duration,
+    /// As those of [`Planned`].
+    pub notes: Vec<String>,
 }
 
 /// Changes what runs; one change at a time.
 #[derive(Debug)]
-pub struct Applier(Mutex<Option<Setup>>);
+pub struct Applier {
+    setup: Mutex<Option<Setup>>,
+    /// Held by whoever changes what runs, from his first look at it on; taken before `setup`.
+    turn: Mutex<()>,
+}
 
 impl Applier {
     pub(super) fn new(setup: Setup) -> Self {
-        Self(Mutex::new(Some(setup)))
+        Self { setup: Mutex::new(Some(setup)), turn: Mutex::default() }
     }
 
-    /// What would change, and the generation that runs.
+    /// What would change if user `uid` asked for that.
     ///
     /// # Errors
     /// The file is wrong, or the daemon is about to end.
-    pub fn plan(&self, text: &Text) -> Result<(Plan, u64), Refusal> {
-        let topology = parse(text)?;
+    pub fn plan(&self, asked: &Asked, uid: u32) -> Result<Planned, Refusal> {
+        let (_, topology) = self.resolve(asked, uid)?;
         let setup = self.lock();
         let setup = setup.as_ref().ok_or(Refusal::Closing)?;
-        Ok((Plan::between(&setup.board.view().topology, &topology), setup.origin.generation))
+        let plan = Plan::between(&setup.board.view().topology, &topology);
+        Ok(Planned { plan, generation: setup.origin.generation, notes: notes(&topology) })
     }
 
     /// Changes what runs. Returns when all workers have it and all sockets are there.
@@ -144,7 +172,8 @@ impl Applier {
     /// # Errors
     /// Nothing was changed; the [`Refusal`] says why.
     pub fn apply(self: &Arc<Self>, request: &Request) -> Result<Applied, Refusal> {
-        let topology = parse(&request.text)?;
+        let _turn = self.turn();
+        let (text, topology) = self.resolve(&request.asked, request.uid)?;
         let waiting = request.confirm.map(|time| Ok::<_, Refusal>((time, self.waiting()?))).transpose()?;
         let mut setup = self.lock();
         let setup = setup.as_mut().ok_or(Refusal::Closing)?;
@@ -152,15 +181,15 @@ impl Applier {
             let left = pending.until.saturating_duration_since(Instant::now());
             return Err(Refusal::Pending(pending.record.generation, left));
         }
-        let Origin { text, stored, .. } = &setup.origin;
-        let before = (Arc::clone(&setup.board.view().topology), text.clone(), stored.clone());
-        if request.text.text == before.1.text {
+        let Origin { text: running, stored, .. } = &setup.origin;
+        let before = (Arc::clone(&setup.board.view().topology), running.clone(), stored.clone());
+        if text.text == running.text {
             // Perhaps the disk has room again.
             setup.keep_or_say();
             let (plan, generation) = (Plan::default(), setup.origin.generation);
-            return Ok(Applied { plan, generation, took: Duration::ZERO });
+            return Ok(Applied { plan, generation, took: Duration::ZERO, notes: notes(&topology) });
         }
-        let (applied, record) = setup.apply(topology, request)?;
+        let (applied, record) = setup.apply(topology, text, request)?;
         if let Some((time, waiting)) = waiting {
             // The thread waits for it.
             let _ = waiting.send((applied.generation, time));
@@ -168,6 +197,28 @@ impl Applier {
             setup.pending = Some(Pending { record, until, before, _waiting: waiting });
         }
         Ok(applied)
+    }
+
+    /// The text that would run, and what it means. That takes a while, and nobody waits for it but other changes.
+    fn resolve(&self, asked: &Asked, uid: u32) -> Result<(Text, Topology), Refusal> {
+        let (text, topology, generations) = {
+            let setup = self.lock();
+            let setup = setup.as_ref().ok_or(Refusal::Closing)?;
+            let Origin { text, generations, .. } = &setup.origin;
+            (text.clone(), Arc::clone(&setup.board.view().topology), generations.clone())
+        };
+        let running = Running { text: &text, topology: &topology, generations: generations.as_deref() };
+        asked.resolve(uid, &running)
+    }
+
+    /// The tables of a tenant that its owner may set, as they count now, and whether the owner has set them.
+    ///
+    /// # Errors
+    /// There is no such tenant, or the daemon is about to end.
+    pub fn show(&self, tenant: &str) -> Result<(String, bool), Refusal> {
+        let text = self.lock().as_ref().ok_or(Refusal::Closing)?.origin.text.text.clone();
+        let is_own = topology::own::own_text(&text, tenant).is_some();
+        topology::own::show(&text, tenant).map(|text| (text, is_own)).ok_or(Refusal::NoTenant)
     }
 
     /// The change that waits for it stays.
@@ -217,15 +268,6 @@ impl Applier {
         Ok((Arc::clone(origin.generations.as_ref().ok_or(Refusal::NoHistory)?), origin.generation))
     }
 
-    /// The topology file of a generation.
-    ///
-    /// # Errors
-    /// There is none, or the daemon keeps none.
-    pub fn text(&self, generation: u64) -> Result<Text, Refusal> {
-        let (generations, _) = self.generations()?;
-        generations.text(generation).map_err(|error| Refusal::Failed(error.into()))
-    }
-
     /// A thread that brings the configuration before back, once it is told to wait and nobody confirms.
     fn waiting(self: &Arc<Self>) -> Result<Sender<(u64, Duration)>, Refusal> {
         let (tell, told) = bounded(1);
@@ -237,6 +279,7 @@ impl Applier {
 
     /// Whether there is nothing to be brought back any more.
     fn roll_back(&self, generation: u64) -> bool {
+        let _turn = self.turn();
         let mut setup = self.lock();
         let Some(setup) = setup.as_mut() else { return true };
         let Some(pending) = setup.pending.take_if(|pending| pending.record.generation == generation) else {
@@ -260,6 +303,16 @@ impl Applier {
         true
     }
 
+    /// Opens the sockets of tenants' owners when the daemon starts.
+    pub(super) fn open_doors(&self) -> io::Result<()> {
+        let mut setup = self.lock();
+        let Some(setup) = setup.as_mut() else { return Ok(()) };
+        let topology = Arc::clone(&setup.board.view().topology);
+        let opening = setup.doors.prepare(&topology)?;
+        setup.doors.open(opening, &topology);
+        Ok(())
+    }
+
     /// Lets a change that is under way come to its end; there will be no other.
     pub(super) fn close(&self) {
         let closed = self.lock().take();
@@ -268,7 +321,11 @@ impl Applier {
 
     /// A change that panicked left a mixture: the thread that panicked has said so, and what runs goes on.
     fn lock(&self) -> MutexGuard<'_, Option<Setup>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.setup.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -280,22 +337,28 @@ impl Setup {
     }
 
     /// Changes what runs, and keeps the file.
-    fn apply(&mut self, topology: Topology, request: &Request) -> Result<(Applied, Record), Refusal> {
+    fn apply(
+        &mut self,
+        topology: Topology,
+        text: Text,
+        request: &Request,
+    ) -> Result<(Applied, Record), Refusal> {
         if !self.origin.allow_unenforced && !topology.unenforced.is_empty() {
             return Err(Refusal::Unenforced(topology.unenforced));
         }
         let generation = self.next_number();
         let outcome = if request.confirm.is_some() { Outcome::Unconfirmed } else { Outcome::Applied };
         let plan = Plan::between(&self.board.view().topology, &topology);
-        let record = Record::new(generation, request.uid, &request.text.name, &plan, outcome);
+        let tenant = request.asked.tenant().map(str::to_owned);
+        let record = Record { tenant, ..Record::new(generation, request.uid, &text.name, &plan, outcome) };
         let kept = |setup: &Self| match &setup.origin.generations {
-            Some(generations) => generations.add(&record, &request.text.text).context("cannot keep the file"),
+            Some(generations) => generations.add(&record, &text.text).context("cannot keep the file"),
             None => Ok(()),
         };
         let applied = self.replace(topology, plan, generation, kept).inspect_err(|_| {
             self.origin.generations.iter().for_each(|generations| generations.forget(generation));
         })?;
-        self.origin.text = request.text.clone();
+        self.origin.text = text;
         let is_kept = self.origin.generations.is_some();
         self.origin.stored = if is_kept { Stored::As(generation) } else { Stored::Nowhere };
         if request.confirm.is_none() {
@@ -340,6 +403,7 @@ impl Setup {
         if !restart.is_empty() {
             return Err(Refusal::Restart(restart));
         }
+        let notes = notes(&topology);
         let next = Next::prepare(self, &view, topology, generation)?;
         if let Err(error) = keep(self) {
             next.abandon();
@@ -349,7 +413,7 @@ impl Setup {
         self.origin.generation = generation;
         let took = begun.elapsed();
         tracing::info!(generation, changes = plan.changes.len(), ?took, "another configuration runs");
-        Ok(Applied { plan, generation, took })
+        Ok(Applied { plan, generation, took, notes })
     }
 
     /// Writes down what became of a generation.
@@ -371,10 +435,4 @@ fn wait(applier: &Weak<Applier>, told: &Receiver<(u64, Duration)>) {
         }
         time = RETRY;
     }
-}
-
-fn parse(text: &Text) -> Result<Topology, Refusal> {
-    let topology = topology::parse(&text.name, &text.text);
-    let topology = topology.map_err(|problems| Refusal::Wrong(problems.render(false)))?;
-    tested(topology, &text.name).map_err(Refusal::Wrong)
 }

@@ -10,6 +10,7 @@
 //! Every file appears whole, by a rename, and is on the disk before `current` names it: a crash at any moment leaves the
 //! generation before or the one after. One daemon uses the folder at a time.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -22,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 /// Below STATE_DIR.
 pub const FOLDER: &str = "generations";
-/// So many are kept: the newest, and the current one.
+/// So many of the operator's are kept, the newest, and as many of owners'; and the current one.
 const KEPT: usize = 100;
 /// A record says no more of what changed.
 const CHANGES: usize = 100;
@@ -45,6 +46,9 @@ pub struct Record {
     pub time: u64,
     /// The user who asked for it.
     pub uid: u32,
+    /// The tenant whose owner's tables it changed; none: it is the operator's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
     /// The file that it came from.
     pub name: String,
     /// "1 to add, 0 to change, 0 to remove".
@@ -73,7 +77,8 @@ impl Record {
     pub fn new(generation: u64, uid: u32, name: &str, plan: &topology::Plan, outcome: Outcome) -> Self {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let changes = plan.changes.iter().take(CHANGES).map(ToString::to_string).collect();
-        Self { generation, time, uid, name: name.to_owned(), summary: plan.summary(), changes, outcome }
+        let (name, summary) = (name.to_owned(), plan.summary());
+        Self { generation, time, uid, tenant: None, name, summary, changes, outcome }
     }
 }
 
@@ -146,10 +151,27 @@ impl Generations {
             return Ok(());
         }
         self.put("current", format!("{generation}\n").as_bytes())?;
-        let numbers = numbers(&self.folder);
-        let old = numbers.iter().rev().skip(KEPT).filter(|number| **number != generation);
-        old.for_each(|number| self.forget(*number));
+        let old = self.surplus().into_iter().filter(|number| *number != generation);
+        old.for_each(|number| self.forget(number));
         Ok(())
+    }
+
+    /// Those that are too many. No owner drives the operator's out, nor those of an owner that has fewer.
+    fn surplus(&self) -> Vec<u64> {
+        let mut operators = Vec::new();
+        let mut owners: BTreeMap<String, VecDeque<u64>> = BTreeMap::new();
+        for number in numbers(&self.folder) {
+            match record(&self.folder, number).and_then(|record| record.tenant) {
+                Some(tenant) => owners.entry(tenant).or_default().push_back(number),
+                None => operators.push(number),
+            }
+        }
+        operators.truncate(operators.len().saturating_sub(KEPT));
+        for _ in KEPT..owners.values().map(VecDeque::len).sum() {
+            let most = owners.values_mut().max_by_key(|numbers| numbers.len());
+            operators.extend(most.and_then(VecDeque::pop_front));
+        }
+        operators
     }
 
     /// What is known of all, the oldest first, and which is the current one.
@@ -283,5 +305,22 @@ mod tests {
         assert_eq!(generations.newest(), 151);
         drop(generations);
         assert_eq!(Generations::open(folder.path()).unwrap().current().unwrap().0, 3);
+    }
+
+    #[test]
+    fn an_owner_with_many_drives_out_nobody_elses() {
+        let folder = tempfile::tempdir().unwrap();
+        let generations = Generations::open(folder.path()).unwrap();
+        let whose = |number| match number {
+            1..=10 => None,
+            11..=20 => Some("zorg".to_owned()),
+            _ => Some("acme".to_owned()),
+        };
+        for number in 1..=130 {
+            generations.add(&Record { tenant: whose(number), ..record(number) }, "").unwrap();
+        }
+        generations.set_current(130).unwrap();
+        let kept: Vec<u64> = generations.history().0.iter().map(|record| record.generation).collect();
+        assert_eq!(kept, (1..=20).chain(41..=130).collect::<Vec<_>>());
     }
 }

@@ -14,7 +14,8 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, 
 /// Connections that may wait to be accepted. One VMM serves a socket; the rest are turned away.
 const BACKLOG: i32 = 16;
 
-/// Creates the socket at `path`, mode 0660, in a directory of mode 0750, both of that group if it can be given.
+/// Creates the socket at `path`, mode 0660, in a directory of mode 0750, both of that group if it can be given. Where others
+/// may pass through the directory already, to the socket of the tenant's owner, they still may.
 ///
 /// # Errors
 /// The path or its directory is a symbolic link or belongs to somebody else, something answers on the socket, or the
@@ -126,7 +127,7 @@ fn prepare_directory(path: &Path, group: Option<u32>) -> io::Result<()> {
     if found.uid() != rustix::process::geteuid().as_raw() {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, "its directory belongs to another user"));
     }
-    chmod(directory, Mode::from_raw_mode(0o750))?;
+    chmod(directory, Mode::from_raw_mode(0o750 | found.mode() & 0o001))?;
     give_to(directory, group);
     Ok(())
 }

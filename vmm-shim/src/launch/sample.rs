@@ -34,6 +34,7 @@ pub(crate) fn topology() -> Topology {
         flows: None,
         rate: None,
         pps: None,
+        owner: None,
     };
     let router = Router {
         name: "rack1".to_owned(),

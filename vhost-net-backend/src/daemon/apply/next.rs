@@ -11,6 +11,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 use topology::Topology;
 
 use super::Setup;
+use crate::control::Opening;
 use crate::counters::{Counter, Identity};
 use crate::daemon::parts::{self, NicOf};
 use crate::daemon::uplinks::{self, Finish};
@@ -30,6 +31,7 @@ pub(super) struct Next {
     uplinks: uplinks::Prepared,
     watch: Option<LinkWatch>,
     mirrors: mirror::Next,
+    owners: Opening,
 }
 
 /// What happens to the ports' connections.
@@ -111,11 +113,12 @@ impl Next {
             let needs_watch = !setup.watching && !uplinks.kept.is_empty();
             let watch = needs_watch.then(|| LinkWatch::start(setup.keeper.clone())).transpose();
             let watch = watch.context("cannot watch the links of uplinks")?;
+            let owners = setup.doors.prepare(&topology).context("cannot make the socket of an owner")?;
             view.links.prepare(doors.make.clone())?;
-            anyhow::Ok(watch)
+            anyhow::Ok((watch, owners))
         };
-        let watch = match made() {
-            Ok(watch) => watch,
+        let (watch, owners) = match made() {
+            Ok(made) => made,
             Err(error) => {
                 uplinks.undo();
                 return Err(error);
@@ -125,7 +128,7 @@ impl Next {
         // The table of ports is made when those that change are detached.
         let (macs, topology) = (uplinks.macs.clone(), Arc::new(topology));
         let view = View { topology, snapshot, ids, macs, mirrors: mirrors.shown(), ..view.clone() };
-        Ok(Self { view, generation, doors, uplinks, watch, mirrors })
+        Ok(Self { view, generation, doors, uplinks, watch, mirrors, owners })
     }
 
     /// Takes back what was prepared.
@@ -142,7 +145,7 @@ impl Next {
             self.abandon();
             return Err(error.into());
         }
-        let Self { mut view, generation, doors, uplinks, watch, mirrors } = self;
+        let Self { mut view, generation, doors, uplinks, watch, mirrors, owners } = self;
         let Doors { changed, gone, renew, .. } = doors;
         view.ports = ports(setup, old, &view, &renew);
         if let Err(error) = view.counters.assign(&identities(old, &view, generation)) {
@@ -151,6 +154,7 @@ impl Next {
         }
         let ports = view.ports.clone();
         let links = view.links.clone();
+        let topology = Arc::clone(&view.topology);
         setup.board.post(view, &setup.workers);
         setup.mirrors.commit(mirrors, &setup.workers, &setup.board);
         let (taps, finish) = uplinks.split();
@@ -169,6 +173,7 @@ impl Next {
         if let Err(error) = links.settle(Settled { gone, changed }) {
             tracing::error!(%error, "no VMM can connect any more");
         }
+        setup.doors.open(owners, &topology);
         tidy_up(setup, old, &removed, finish);
         Ok(())
     }

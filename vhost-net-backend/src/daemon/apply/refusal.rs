@@ -11,6 +11,12 @@ use topology::plan::Change;
 pub enum Refusal {
     /// The file is wrong: all its problems, as `check` shows them.
     Wrong(String),
+    /// What an owner sets is wrong; nothing but its own is in this.
+    Own(String),
+    /// Whoever asks may not.
+    Forbidden(&'static str),
+    /// There is no such tenant.
+    NoTenant,
     /// These changes take another process.
     Restart(Vec<Change>),
     /// It asks for protection that this version does not give, and the daemon was not started with `--allow-unenforced`.
@@ -30,7 +36,9 @@ pub enum Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Wrong(problems) => f.write_str(problems),
+            Self::Wrong(problems) | Self::Own(problems) => f.write_str(problems),
+            Self::Forbidden(why) => f.write_str(why),
+            Self::NoTenant => f.write_str("no such tenant"),
             Self::Restart(changes) => {
                 let how = "systemctl restart vmrouter, or vmrouter run --take-over";
                 write!(f, "nothing was changed: this takes a restart ({how})")?;
