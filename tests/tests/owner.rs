@@ -135,6 +135,9 @@ fn a_customer_changes_its_own_machines_and_nothing_else() -> Result<()> {
     field.daemon.start_again()?;
     ensure!(field.has_web2(), "web2 is gone");
     between_the_operators(&field)?;
+    step("and planned restarts");
+    field.daemon.take_over()?;
+    field.owner("packet-stats vm acme/web2", 0, "acme/web2")?;
     field.daemon.kill()?;
     field.daemon.start_last()?;
     field.owner("packet-stats vm acme/web2", 0, "acme/web2")?;
