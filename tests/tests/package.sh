@@ -37,7 +37,7 @@ mkdir -m 0751 /run/vmrouter && install -d -m 0700 -o vmrouter -g vmrouter /var/l
 RUNTIME_DIRECTORY=/run/vmrouter STATE_DIRECTORY=/var/lib/vmrouter setpriv --reuid vmrouter --regid vmrouter --init-groups \
   --inh-caps +net_admin --ambient-caps +net_admin $start > /tmp/log 2>&1 &
 daemon=$!
-wait_for packet-stats || { cat /tmp/log; exit 1; }
+wait_for vmrouter history || { cat /tmp/log; exit 1; }
 
 step 'a customer'
 printf '[tenant.acme.network.lan]\nsubnets = ["10.0.0.0/24"]\n[tenant.acme.vm.web]\nnic = [{ network = "lan" }]\n' >> $FILE
