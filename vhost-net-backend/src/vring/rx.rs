@@ -145,7 +145,7 @@ impl RxRing {
         let Self { ring: Ring::Split(ring), room: Some(room), .. } = self else { return false };
         let size = ring.size();
         // An index that lies is found when a frame goes in.
-        let is_shared = ring.available(size).is_ok_and(|free| room.begin(free, size, now, sender));
+        let is_shared = ring.available(size).is_ok_and(|free| room.begin(free, now, sender));
         if !is_shared {
             self.room = None;
         }
