@@ -36,6 +36,8 @@ nic = [{ network = "watch" }, { network = "watch" }]
 const PATIENCE: Duration = Duration::from_millis(1_200);
 /// Requests of the echo service in each round; so many answers must come.
 const ROUND: u16 = 200;
+/// Those that take longer than some changes of the configuration.
+const LONG: u16 = 40_000;
 
 struct Field {
     folder: TempDir,
@@ -186,6 +188,30 @@ fn copies_are_in_the_file_and_at_the_vm_and_a_reload_changes_that() -> Result<()
     field.traffic()?;
     field.echoes("more.pcapng", 6 * round)?;
     ensure!(capture::frames(&field.path("more.pcapng"), "_ws.malformed")?.is_empty(), "malformed");
+    field.daemon.conserved()?;
+    field.daemon.stop()
+}
+
+#[test]
+fn one_that_stays_has_no_gap_while_others_come_go_and_get_other_names() -> Result<()> {
+    if skip::unless("mirrors", &[skip::program("tshark")]) {
+        return Ok(());
+    }
+    let stays = MORE.replace("more", "stays").replace("snaplen = 64\n", "");
+    let named_otherwise = MORE.replace("mirror.more", "mirror.other");
+    let (mut field, db) = (Field::new(&stays, 16)?, "10.0.0.3".parse()?);
+    let traffic = field.web.ask(move |stack: &mut Stack| stack.udp_echo(db, LONG, 300));
+    for others in [MORE, &named_otherwise, IDS, "", DISK] {
+        let (_, came) = field.change(&format!("{others}{stays}"))?;
+        ensure!(!came.contains("nothing was changed"), "{came}");
+    }
+    let copied = field.mirror("stays")?["frames"].as_u64();
+    ensure!(copied > Some(0) && copied < Some(2 * u64::from(LONG)), "the changes came too late: {copied:?}");
+    let answered = traffic.wait()??;
+    ensure!(answered == LONG, "{answered} of {LONG} were answered");
+    field.echoes("stays.pcapng", 2 * usize::from(LONG))?;
+    let missed = field.mirror("stays")?;
+    ensure!(missed["missed"] == 0, "{missed}");
     field.daemon.conserved()?;
     field.daemon.stop()
 }

@@ -118,7 +118,7 @@ impl Daemon {
         let (workers, threads) = start_workers(&view, &events.0, &gathering)?;
         report_uplinks(&view, &kept);
         let board = Board::new(view);
-        mirrors.commit(copies, &workers, &board);
+        drop(mirrors.commit(copies, &workers, &board));
         let attachments = Attachments { board: board.clone(), workers: Arc::clone(&workers), gathering };
         let prepared = listeners(attachments, left_ports, orders)?;
         kept.iter().zip(taps).for_each(|(uplink, tap)| hand_out(uplink.port, tap, &workers));
@@ -244,7 +244,9 @@ fn mirrors(
     let mirrors = Mirrors::new(folders);
     let next = mirrors.prepare(topology);
     // Guests that were taken over are served without a mirror, too.
-    let next = if took_over { next } else { next.check()? };
+    if !took_over {
+        next.check()?;
+    }
     Ok((mirrors, next))
 }
 

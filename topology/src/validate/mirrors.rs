@@ -91,6 +91,13 @@ fn file(text: &At<String>, ctx: &mut Context<'_>) -> MirrorTo {
         let message = format!("{:?} is not the plain path of a file", text.as_str());
         ctx.problem(text.span(), message, "write the path without . and .. and without a slash at its end");
     }
+    if plain.parent().is_some_and(|folder| folder.parent().is_none()) && path.is_absolute() {
+        let message = format!(
+            "{:?} is right below /, and a daemon may write below the folders of captures",
+            text.as_str()
+        );
+        ctx.problem(text.span(), message, "take a folder for it: /var/log/vmrouter/NAME.pcapng");
+    }
     MirrorTo::File(path)
 }
 

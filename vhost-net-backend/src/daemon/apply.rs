@@ -186,6 +186,7 @@ impl Applier {
         if text.text == running.text {
             // Perhaps the disk has room again.
             setup.keep_or_say();
+            setup.retry_mirrors();
             let (plan, generation) = (Plan::default(), setup.origin.generation);
             return Ok(Applied { plan, generation, took: Duration::ZERO, notes: notes(&topology) });
         }
@@ -288,7 +289,7 @@ impl Applier {
         let topology = Topology::clone(&pending.before.0);
         let plan = Plan::between(&setup.board.view().topology, &topology);
         let number = setup.next_number();
-        if let Err(refusal) = setup.replace(topology, plan, number, |_| Ok(())) {
+        if let Err(refusal) = setup.replace(topology, plan, number, |_, _| Ok(())) {
             tracing::error!(generation, %refusal, "the change cannot be rolled back yet: in {RETRY:?} again");
             setup.pending = Some(pending);
             return false;
@@ -351,9 +352,12 @@ impl Setup {
         let plan = Plan::between(&self.board.view().topology, &topology);
         let tenant = request.asked.tenant().map(str::to_owned);
         let record = Record { tenant, ..Record::new(generation, request.uid, &text.name, &plan, outcome) };
-        let kept = |setup: &Self| match &setup.origin.generations {
-            Some(generations) => generations.add(&record, &text.text).context("cannot keep the file"),
-            None => Ok(()),
+        let kept = |setup: &Self, next: &Next| {
+            next.check_mirrors()?;
+            match &setup.origin.generations {
+                Some(generations) => generations.add(&record, &text.text).context("cannot keep the file"),
+                None => Ok(()),
+            }
         };
         let applied = self.replace(topology, plan, generation, kept).inspect_err(|_| {
             self.origin.generations.iter().for_each(|generations| generations.forget(generation));
@@ -382,6 +386,12 @@ impl Setup {
         }
     }
 
+    /// Opens files of mirrors that could not be opened before.
+    fn retry_mirrors(&mut self) {
+        let next = self.mirrors.prepare(&self.board.view().topology);
+        drop(self.mirrors.commit(next, &self.workers, &self.board));
+    }
+
     fn keep_or_say(&mut self) {
         if let Err(error) = self.keep() {
             tracing::error!(%error, "it runs, but the next daemon without a file starts with the one before");
@@ -394,7 +404,7 @@ impl Setup {
         topology: Topology,
         plan: Plan,
         generation: u64,
-        keep: impl FnOnce(&Self) -> anyhow::Result<()>,
+        keep: impl FnOnce(&Self, &Next) -> anyhow::Result<()>,
     ) -> Result<Applied, Refusal> {
         let (begun, board) = (Instant::now(), self.board.clone());
         let _changing = board.change();
@@ -405,7 +415,7 @@ impl Setup {
         }
         let notes = notes(&topology);
         let next = Next::prepare(self, &view, topology, generation)?;
-        if let Err(error) = keep(self) {
+        if let Err(error) = keep(self, &next) {
             next.abandon();
             return Err(error.into());
         }

@@ -1,12 +1,14 @@
 //! A capture file: appended to, bounded, and never somebody else's.
 
 use std::ffi::OsString;
-use std::fs::{File, Permissions};
+use std::fs::{File, Metadata, Permissions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
+use std::sync::Arc;
 
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, openat, renameat};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock, openat, renameat, statat};
 use rustix::io::Errno;
+use rustix::process::geteuid;
 
 use super::folders::Spot;
 use crate::watch::pcapng;
@@ -23,25 +25,48 @@ const MODE: u32 = 0o640;
 pub(super) struct CaptureFile {
     spot: Spot,
     file: File,
+    /// Its device and inode.
+    id: (u64, u64),
     /// Bytes of it that are whole blocks.
     len: u64,
     limit: u64,
     /// There may be more behind them.
     torn: bool,
+    /// It ends with a block; else nothing is appended to it.
+    is_whole: bool,
 }
 
 impl CaptureFile {
-    /// Opens it, or makes it. One that ends in the middle of a block is renamed.
+    /// Opens it, or makes it.
     ///
     /// # Errors
-    /// The kernel refuses, it is no capture of this program, or somebody else writes it.
+    /// The kernel refuses, it is no capture of this program, or somebody else has it or writes it.
     pub(super) fn open(spot: Spot) -> io::Result<Self> {
-        let (file, len) = open(&spot)?;
-        let mut opened = Self { spot, file, len, limit: LIMIT, torn: false };
-        if len > 0 && !ends_whole(&opened.file, len)? {
-            opened.rotate()?;
+        let (file, about) = open(&spot)?;
+        let (id, len) = ((about.dev(), about.ino()), about.len());
+        let is_whole = len == 0 || ends_whole(&file, len)?;
+        Ok(Self { spot, file, id, len, limit: LIMIT, torn: false, is_whole })
+    }
+
+    /// Whether somebody took it away, renamed it or cut it; then what is there now is gone on with, or made.
+    pub(super) fn is_another(&mut self) -> io::Result<bool> {
+        let Spot { folder, name } = &self.spot;
+        let there = match statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(there) => Some(there),
+            Err(Errno::NOENT) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let Some(there) = there.filter(|there| (there.st_dev, there.st_ino) == self.id) else {
+            *self = Self { limit: self.limit, ..Self::open(self.spot.clone())? };
+            return Ok(true);
+        };
+        let len = u64::try_from(there.st_size).unwrap_or(0);
+        if len == self.len || self.torn {
+            return Ok(false);
         }
-        Ok(opened)
+        self.is_whole = len == 0 || ends_whole(&self.file, len)?;
+        self.len = len;
+        Ok(true)
     }
 
     /// Appends blocks: all of them, or nothing.
@@ -59,52 +84,66 @@ impl CaptureFile {
         Ok(())
     }
 
-    /// Whether it is time to begin another one.
+    /// Whether it is time to begin another one: it has its size, or was torn when the daemon before this one died.
     pub(super) fn is_full(&self) -> bool {
-        self.len >= self.limit
+        self.len >= self.limit || !self.is_whole
     }
 
     /// Gives it the other name and begins a new one.
+    ///
+    /// # Errors
+    /// The kernel refuses, or what has the other name is not ours.
     pub(super) fn rotate(&mut self) -> io::Result<()> {
         let Spot { folder, name } = &self.spot;
         let old: OsString = [name.as_os_str(), ROTATED.as_ref()].into_iter().collect();
-        match renameat(folder, name, folder, &old) {
-            // The operator took it away, or the new one could not be made the last time.
+        let other = Spot { folder: Arc::clone(folder), name: old };
+        match existing(&other) {
+            Ok(file) => ours(&file).map(|_| ())?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        match renameat(folder, name, folder, &other.name) {
+            // The operator took it away.
             Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => return Err(error.into()),
         }
-        let file = create(&self.spot)?;
-        lock(&file)?;
-        (self.file, self.len, self.torn) = (file, 0, false);
+        *self = Self { limit: self.limit, ..Self::open(self.spot.clone())? };
         Ok(())
     }
 }
 
-fn open(spot: &Spot) -> io::Result<(File, u64)> {
+fn open(spot: &Spot) -> io::Result<(File, Metadata)> {
     let made = create(spot);
     let file = match made {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => existing(spot)?,
         made => made?,
     };
     lock(&file)?;
+    let about = ours(&file)?;
+    // Whatever the umask is, and whoever looked at it before.
+    file.set_permissions(Permissions::from_mode(MODE))?;
+    Ok((file, about))
+}
+
+/// About a file, if it is a capture that this program made for the same user, or empty.
+fn ours(file: &File) -> io::Result<Metadata> {
     let about = file.metadata()?;
+    let refuse = |why| Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
     if !about.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is there, and no ordinary file"));
+        return refuse("it is there, and no ordinary file");
+    }
+    if about.uid() != geteuid().as_raw() {
+        return refuse("it is there, and belongs to another user: remove it or take another name");
     }
     let mut first = [0; pcapng::FIRST];
     if about.len() > 0 && (file.read_at(&mut first, 0)? < first.len() || !pcapng::is_ours(&first)) {
-        let why = "it is there, and no capture that vmrouter made: remove it or take another name";
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
+        return refuse("it is there, and no capture that vmrouter made: remove it or take another name");
     }
-    Ok((file, about.len()))
+    Ok(about)
 }
 
 fn create(spot: &Spot) -> io::Result<File> {
-    let file: File =
-        openat(&spot.folder, &spot.name, flags() | OFlags::CREATE | OFlags::EXCL, MODE.into())?.into();
-    // Whatever the umask is.
-    file.set_permissions(Permissions::from_mode(MODE))?;
-    Ok(file)
+    Ok(openat(&spot.folder, &spot.name, flags() | OFlags::CREATE | OFlags::EXCL, MODE.into())?.into())
 }
 
 fn existing(spot: &Spot) -> io::Result<File> {
@@ -142,7 +181,6 @@ fn ends_whole(file: &File, len: u64) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-    use std::sync::Arc;
 
     use super::*;
     use crate::watch::pcapng::Pcapng;
@@ -173,6 +211,8 @@ mod tests {
         let torn = [one.repeat(3), one[..one.len() - 1].to_vec()].concat();
         std::fs::write(&path, &torn).unwrap();
         let mut file = CaptureFile::open(spot(folder.path(), "m")).unwrap();
+        assert!(file.is_full() && !old.exists(), "it is kept apart when there is something to write");
+        file.rotate().unwrap();
         file.append(&one).unwrap();
         assert_eq!((std::fs::read(&path).unwrap(), std::fs::read(&old).unwrap()), (one, torn));
     }
@@ -181,22 +221,51 @@ mod tests {
     fn a_full_file_is_renamed_once() {
         let folder = tempfile::tempdir().unwrap();
         let mut file = CaptureFile::open(spot(folder.path(), "m")).unwrap();
-        file.limit = 100;
-        for round in 0..10_u8 {
+        let one = section();
+        file.limit = u64::try_from(2 * one.len()).unwrap();
+        for _ in 0..9 {
             if file.is_full() {
                 file.rotate().unwrap();
             }
-            file.append(&[round; 60]).unwrap();
+            file.append(&one).unwrap();
         }
         let read = |name: &str| std::fs::read(folder.path().join(name)).unwrap();
-        assert_eq!(read("m"), [[8; 60], [9; 60]].concat());
-        assert_eq!(read("m.1"), [[6; 60], [7; 60]].concat());
+        assert_eq!((read("m"), read("m.1")), (one.clone(), one.repeat(2)));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
-        // An operator who takes it away is no trouble.
-        std::fs::remove_file(folder.path().join("m")).unwrap();
-        file.rotate().unwrap();
-        file.append(&[1]).unwrap();
-        assert_eq!(read("m"), [1]);
+        // What has the other name by now is no capture.
+        std::fs::write(folder.path().join("m.1"), "theirs").unwrap();
+        assert!(file.rotate().is_err() && read("m.1") == b"theirs" && read("m") == one);
+    }
+
+    #[test]
+    fn an_operator_may_remove_rename_and_cut_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m");
+        let mut file = CaptureFile::open(spot(folder.path(), "m")).unwrap();
+        let one = section();
+        let cut = |len| File::options().write(true).open(&path).unwrap().set_len(len).unwrap();
+        let changes: [&dyn Fn(); 4] = [
+            &|| std::fs::remove_file(&path).unwrap(),
+            &|| std::fs::rename(&path, folder.path().join("elsewhere")).unwrap(),
+            &|| cut(0),
+            &|| cut(10),
+        ];
+        for (at, change) in changes.iter().enumerate() {
+            assert!(!file.is_another().unwrap());
+            file.append(&one).unwrap();
+            assert!(!file.is_another().unwrap());
+            change();
+            assert!(file.is_another().unwrap(), "{at}");
+            if file.is_full() {
+                assert_eq!(at, 3, "it ends in the middle of a block");
+                file.rotate().unwrap();
+            }
+            file.append(&one).unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), one, "{at}");
+            assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, MODE);
+            std::fs::remove_file(&path).unwrap();
+            assert!(file.is_another().unwrap());
+        }
     }
 
     #[test]
@@ -210,7 +279,13 @@ mod tests {
         let pipe = std::ffi::CString::new(path("pipe").into_os_string().into_encoded_bytes()).unwrap();
         rustix::fs::mkfifoat(rustix::fs::CWD, &*pipe, Mode::RWXU).unwrap();
         let _ours = CaptureFile::open(spot(folder.path(), "ours")).unwrap();
-        for name in ["secret", "theirs", "link", "folder", "pipe", "ours"] {
+        std::fs::write(path("foreign"), section()).unwrap();
+        let is_root = geteuid().is_root();
+        if is_root {
+            std::os::unix::fs::chown(path("foreign"), Some(4242), None).unwrap();
+        }
+        let foreign = is_root.then_some("foreign");
+        for name in ["secret", "theirs", "link", "folder", "pipe", "ours"].into_iter().chain(foreign) {
             let refused = CaptureFile::open(spot(folder.path(), name));
             assert!(refused.is_err(), "{name}: {refused:?}");
         }

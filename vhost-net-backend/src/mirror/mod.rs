@@ -11,7 +11,9 @@
 //!
 //! A change of the configuration opens files first, for that can fail, and starts and stops mirrors when the workers have the
 //! new snapshot. One that is the same in both goes on without a gap: its wish names VMs and networks, and each worker looks up
-//! anew whom that means. Files are opened in [`Folders`] that the daemon has held since it started.
+//! anew whom that means. One that gets another name or other sources keeps its file open. Files are opened in [`Folders`] that
+//! the daemon has held since it started. A file that cannot be opened stops a change that brings it; one that went missing
+//! otherwise stops none, and each change, also one that changes nothing, tries to open it again.
 
 mod file;
 mod folders;
@@ -110,8 +112,9 @@ struct Running {
 
 #[derive(Debug)]
 enum End {
-    File(Writer),
-    Nic(#[expect(dead_code, reason = "held: workers look as long as it lives")] Hold),
+    /// Workers look as long as the hold lives; what they have queued until then is written.
+    File(#[expect(dead_code, reason = "held")] Hold, Writer),
+    Nic(#[expect(dead_code, reason = "held")] Hold),
     /// Its file could not be opened, and the daemon went on without it.
     Nowhere,
 }
@@ -139,13 +142,18 @@ struct Coming {
 enum Step {
     /// Nothing.
     Stay,
-    /// Its writer gets another listener.
-    Listen,
+    /// The writer of its file gets another listener.
+    Listen(PathBuf),
     /// A writer with an open file is there, or why there is none.
     Write(anyhow::Result<Writer>),
     /// Workers are told of the NIC.
     Copy(String),
 }
+
+/// Mirrors into files that have ended. Dropping it waits, not for ever, until all is written.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct Ended(#[allow(dead_code, reason = "dropped")] Vec<(PathBuf, Writer)>);
 
 impl Mirrors {
     /// None yet.
@@ -154,7 +162,7 @@ impl Mirrors {
         Self { running: Vec::new(), folders }
     }
 
-    /// Opens the files that `topology` wants and that are not open.
+    /// Opens the files that `topology` wants and that are not open. What could not be opened before is tried again.
     #[must_use]
     pub fn prepare(&self, topology: &Topology) -> Next {
         let mirrors = topology.tenants.iter().flat_map(|t| t.mirrors.iter().map(move |m| (t, m)));
@@ -164,10 +172,15 @@ impl Mirrors {
     fn coming(&self, tenant: &Tenant, mirror: &Mirror) -> Coming {
         let spec = Spec::of(mirror, tenant);
         let before = self.running.iter().find(|running| running.spec.is_named_as(&spec));
-        if let Some(running) =
-            before.filter(|running| running.spec == spec && !matches!(running.end, End::Nowhere))
-        {
-            return Coming { spec, shown: Arc::clone(&running.shown), step: Step::Stay };
+        if let Some(Running { shown, end, .. }) = before.filter(|running| running.spec == spec) {
+            let shown = Arc::clone(shown);
+            let step = match (end, &spec.to) {
+                (End::Nowhere, To::File(path)) => {
+                    self.open(path, &shown).map_or(Step::Stay, |writer| Step::Write(Ok(writer)))
+                }
+                _ => Step::Stay,
+            };
+            return Coming { spec, shown, step };
         }
         let shown = Arc::new(Shown {
             tenant: tenant.name.clone(),
@@ -178,14 +191,18 @@ impl Mirrors {
             copied: before.map(|running| Arc::clone(&running.shown.copied)).unwrap_or_default(),
             trouble: Mutex::default(),
         });
-        let step = match (&spec.to, before) {
-            (To::File(_), Some(Running { spec: old, end: End::File(_), .. })) if old.to == spec.to => {
-                Step::Listen
-            }
-            (To::File(path), _) => Step::Write(self.open(path, &shown)),
-            (To::Nic(name), _) => Step::Copy(name.clone()),
+        let step = match &spec.to {
+            To::File(path) if self.writes(path) => Step::Listen(path.clone()),
+            To::File(path) => Step::Write(self.open(path, &shown)),
+            To::Nic(name) => Step::Copy(name.clone()),
         };
         Coming { spec, shown, step }
+    }
+
+    /// Whether one of them has that file, whatever its name is.
+    fn writes(&self, file: &Path) -> bool {
+        let is_it = |running: &Running| matches!((&running.spec.to, &running.end), (To::File(path), End::File(..)) if path == file);
+        self.running.iter().any(is_it)
     }
 
     fn open(&self, path: &Path, shown: &Shown) -> anyhow::Result<Writer> {
@@ -197,36 +214,60 @@ impl Mirrors {
     }
 
     /// Puts them in the place of those that run; the workers know the configuration that they belong to.
-    pub fn commit(&mut self, next: Next, workers: &[WorkerHandle], board: &Board) {
-        let mut before = std::mem::take(&mut self.running);
+    pub fn commit(&mut self, next: Next, workers: &[WorkerHandle], board: &Board) -> Ended {
+        let stays = |old: &Running| {
+            let is_it = |coming: &Coming| matches!(coming.step, Step::Stay) && coming.spec == old.spec;
+            next.0.iter().any(is_it)
+        };
+        let (mut stay, leave): (Vec<_>, Vec<_>) = self.running.drain(..).partition(stays);
+        // Here workers stop to look for those, so that nothing is copied for the old one and the new one of a name.
+        let mut writers: Vec<_> = leave.into_iter().filter_map(Running::into_writer).collect();
         for Coming { spec, shown, step } in next.0 {
-            let old =
-                before.iter().position(|old| old.spec.is_named_as(&spec)).map(|at| before.swap_remove(at));
             let write = |writer: Writer| {
                 let (listener, feeds) = listen(spec.wish.clone(), Arc::clone(&shown.copied), workers.len());
+                let hold = listener.hold();
                 tell(workers, feeds);
                 writer.write(Job { listener, board: board.clone(), shown: Arc::clone(&shown) });
-                End::File(writer)
+                End::File(hold, writer)
             };
-            let end = match (step, old.map(|old| old.end)) {
-                (Step::Stay, Some(end)) => end,
-                (Step::Listen, Some(End::File(writer))) | (Step::Write(Ok(writer)), _) => write(writer),
-                (Step::Copy(nic), _) => {
-                    let (hold, feeds) =
-                        copy(spec.wish.clone(), &nic, Arc::clone(&shown.copied), workers.len());
+            let end = match step {
+                Step::Stay => take(&mut stay, |old| old.spec == spec).map(|old| old.end),
+                Step::Listen(file) => {
+                    take(&mut writers, |(path, _)| *path == file).map(|(_, writer)| write(writer))
+                }
+                Step::Write(Ok(writer)) => {
+                    shown.tell(None);
+                    Some(write(writer))
+                }
+                Step::Copy(nic) => {
+                    let copied = Arc::clone(&shown.copied);
+                    let (hold, feeds) = copy(spec.wish.clone(), &nic, copied, workers.len());
                     tell(workers, feeds);
-                    End::Nic(hold)
+                    Some(End::Nic(hold))
                 }
-                (Step::Write(Err(error)), _) => {
+                Step::Write(Err(error)) => {
                     shown.tell(Some(format!("{error:#}")));
-                    End::Nowhere
+                    None
                 }
-                // Those are there: nobody else takes any away.
-                (Step::Stay | Step::Listen, _) => End::Nowhere,
             };
-            self.running.push(Running { spec, shown, end });
+            self.running.push(Running { spec, shown, end: end.unwrap_or(End::Nowhere) });
+        }
+        Ended(writers)
+    }
+}
+
+impl Running {
+    /// Its file's writer, if it has one; no worker looks any more.
+    fn into_writer(self) -> Option<(PathBuf, Writer)> {
+        match (self.spec.to, self.end) {
+            (To::File(path), End::File(_, writer)) => Some((path, writer)),
+            _ => None,
         }
     }
+}
+
+fn take<T>(all: &mut Vec<T>, is_it: impl Fn(&T) -> bool) -> Option<T> {
+    all.iter().position(is_it).map(|at| all.swap_remove(at))
 }
 
 fn tell(workers: &[WorkerHandle], feeds: Vec<Feed>) {
@@ -236,16 +277,17 @@ fn tell(workers: &[WorkerHandle], feeds: Vec<Feed>) {
 }
 
 impl Next {
-    /// All of them, if all can be made.
+    /// Whether all of them can be made that are new or changed.
     ///
     /// # Errors
     /// Why the first one cannot that cannot.
-    pub fn check(mut self) -> anyhow::Result<Self> {
-        let failed = self.0.iter().position(|coming| matches!(coming.step, Step::Write(Err(_))));
-        if let Some(Step::Write(Err(error))) = failed.map(|at| self.0.swap_remove(at).step) {
-            return Err(error);
+    pub fn check(&self) -> anyhow::Result<()> {
+        for coming in &self.0 {
+            if let Step::Write(Err(error)) = &coming.step {
+                anyhow::bail!("{error:#}");
+            }
         }
-        Ok(self)
+        Ok(())
     }
 
     /// What control shows of them.
@@ -284,9 +326,10 @@ file = "FOLDER/m.pcapng"
         let first = parse("", "");
         let mut mirrors = Mirrors::new(Folders::open(&first));
         let mut put = |topology: &Topology| {
-            let next = mirrors.prepare(topology).check()?;
+            let next = mirrors.prepare(topology);
+            next.check()?;
             let shown = next.shown();
-            mirrors.commit(next, &[], &board);
+            drop(mirrors.commit(next, &[], &board));
             anyhow::Ok(shown)
         };
         let running = put(&first).unwrap();
@@ -310,12 +353,48 @@ file = "FOLDER/m.pcapng"
         std::fs::write(folder.path().join("n"), "not ours").unwrap();
         let refused = format!("{:#}", put(&topology::parse("t", &again).unwrap()).unwrap_err());
         assert!(refused.contains("no capture"), "{refused}");
-        // A daemon that took guests over goes on without.
-        let next = mirrors.prepare(&other);
-        let shown = next.shown();
-        mirrors.commit(next, &[], &board);
-        assert!(shown[0].trouble.lock().unwrap().as_ref().is_some_and(|why| why.contains("restart")));
-        drop(mirrors);
-        assert!(std::fs::metadata(folder.path().join("m.pcapng")).unwrap().len() > 0);
+        // A daemon that took guests over goes on without, whatever else changes, until it can be opened.
+        let n = folder.path().join("n");
+        let next = mirrors.prepare(&topology::parse("t", &again).unwrap());
+        drop(mirrors.commit(next, &[], &board));
+        let mut put = |text: &str| {
+            let next = mirrors.prepare(&topology::parse("t", text).unwrap());
+            next.check().unwrap();
+            let shown = next.shown()[1].trouble.lock().unwrap().clone();
+            drop(mirrors.commit(next, &[], &board));
+            shown
+        };
+        let why = put(&format!("# another line\n{again}"));
+        assert!(why.as_ref().is_some_and(|why| why.contains("no capture")), "{why:?}");
+        std::fs::remove_file(&n).unwrap();
+        put(&again);
+        assert_eq!((put(&again), n.exists()), (None, true));
+    }
+
+    #[test]
+    fn a_file_stays_open_when_its_mirror_gets_another_name() {
+        let (folder, run_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let board = Board::new(sample::view(run_dir.path()));
+        let path = |name: &str| folder.path().join(name);
+        let two = |m: &str, n: &str| {
+            let text = FILE.replace("mirror.m", &format!("mirror.{m}"));
+            let text = text.replace("FOLDER", &folder.path().display().to_string());
+            let other =
+                format!("[tenant.a.mirror.{n}]\nfrom = [\"vm:ids\"]\nfile = \"{}\"\n", path("n").display());
+            topology::parse("t.toml", &format!("{text}{other}")).unwrap()
+        };
+        let mut mirrors = Mirrors::new(Folders::open(&two("m", "n")));
+        // Renamed, and exchanged.
+        for topology in [two("m", "n"), two("x", "n"), two("n", "x")] {
+            let next = mirrors.prepare(&topology);
+            next.check().unwrap();
+            let ended = mirrors.commit(next, &[], &board);
+            assert!(ended.0.is_empty() && mirrors.running.iter().all(|one| matches!(one.end, End::File(..))));
+        }
+        let next = mirrors.prepare(&topology::parse("t", "version = 1").unwrap());
+        drop(mirrors.commit(next, &[], &board));
+        // A section for each listener that it had: three and two.
+        let len = |name: &str| std::fs::metadata(path(name)).unwrap().len();
+        assert_eq!(2 * len("m.pcapng"), 3 * len("n"));
     }
 }

@@ -3,9 +3,9 @@
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 use super::Shown;
 use super::file::CaptureFile;
@@ -15,6 +15,10 @@ use crate::watch::{Listener, Seen};
 
 /// Between two looks at the queues: what the workers see at their fastest in that time finds room there.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// After a failed attempt to write.
+const RETRY: Duration = Duration::from_secs(1);
+/// So long a writer that ends is waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// The thread's nice value: the packet path goes first.
 const NICE: i32 = 5;
 
@@ -27,10 +31,12 @@ pub(super) struct Job {
     pub(super) shown: Arc<Shown>,
 }
 
-/// A running thread; it ends with this, when it has written what was there.
+/// A running thread; it ends with this, when it has written what was there. One whose disk does not answer is left alone.
 #[derive(Debug)]
 pub(super) struct Writer {
     jobs: Option<Sender<Job>>,
+    /// Nothing comes; it is disconnected when the thread ends.
+    end: Receiver<()>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -41,16 +47,18 @@ impl Writer {
     /// No thread could be had.
     pub(super) fn start(file: CaptureFile) -> io::Result<Self> {
         let (jobs, next) = unbounded();
+        let (alive, end) = bounded(0);
         let thread = std::thread::Builder::new().name("mirror".to_owned()).spawn(move || {
             if let Err(error) = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE) {
                 tracing::debug!(%error, "a mirror's thread keeps its priority");
             }
             // None ever comes if the change that wanted it was taken back.
             if let Ok(job) = next.recv() {
-                Writing { file, job, section: None, missed: 0, out: Vec::new() }.run(&next);
+                Writing { file, job, section: None, missed: 0, failed: None, out: Vec::new() }.run(&next);
             }
+            drop(alive);
         })?;
-        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+        Ok(Self { jobs: Some(jobs), end, thread: Some(thread) })
     }
 
     /// From now on what that listener hears is written, in a section of its own.
@@ -63,6 +71,10 @@ impl Writer {
 impl Drop for Writer {
     fn drop(&mut self) {
         drop(self.jobs.take());
+        if self.end.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!("the disk does not take the last frames of a mirror: going on without");
+            return;
+        }
         // A thread that panicked has said so already.
         let _ = self.thread.take().map(JoinHandle::join);
     }
@@ -76,6 +88,8 @@ struct Writing {
     section: Option<Pcapng>,
     /// Not in the file, and not said there yet.
     missed: u64,
+    /// When the disk took nothing last.
+    failed: Option<Instant>,
     out: Vec<u8>,
 }
 
@@ -87,7 +101,12 @@ impl Writing {
                     self.look();
                     (self.job, self.section) = (job, None);
                 }
-                Err(RecvTimeoutError::Timeout) => self.look(),
+                Err(RecvTimeoutError::Timeout) => {
+                    // Meanwhile frames wait in the queues, and what finds no room there is missed.
+                    if self.failed.is_none_or(|at| at.elapsed() >= RETRY) {
+                        self.look();
+                    }
+                }
                 Err(RecvTimeoutError::Disconnected) => return self.look(),
             }
         }
@@ -99,13 +118,22 @@ impl Writing {
         if !seen.is_empty() || self.section.is_none() {
             let outcome = self.write(&seen);
             self.count(&seen, outcome.is_ok());
-            self.job.shown.tell(outcome.err().map(|error| format!("cannot write the file: {error}")));
+            self.failed = outcome.is_err().then(Instant::now);
+            match outcome {
+                Err(error) => self.job.shown.tell(Some(format!("cannot write the file: {error}"))),
+                // A section alone is not much: a full disk may take it.
+                Ok(()) if !seen.is_empty() => self.job.shown.tell(None),
+                Ok(()) => {}
+            }
         }
         // Lost because these were in the queues: behind them.
         self.missed += self.job.listener.missed();
     }
 
     fn write(&mut self, seen: &[Seen]) -> io::Result<()> {
+        if self.file.is_another()? {
+            self.section = None;
+        }
         if self.file.is_full() {
             self.section = None;
             self.file.rotate()?;

@@ -30,7 +30,8 @@ pub struct Copied {
 impl Copied {
     /// So many more.
     pub fn add(&self, frames: u64, bytes: u64, missed: u64) {
-        for (counter, more) in [(&self.frames, frames), (&self.bytes, bytes), (&self.missed, missed)] {
+        let all = [(&self.frames, frames), (&self.bytes, bytes), (&self.missed, missed)];
+        for (counter, more) in all.into_iter().filter(|(_, more)| *more > 0) {
             counter.fetch_add(more, Ordering::Relaxed);
         }
     }
@@ -51,7 +52,7 @@ impl Shared {
     }
 }
 
-/// As long as it lives, workers look.
+/// Workers look until the first one of a wish is dropped.
 #[derive(Debug)]
 pub struct Hold(Arc<Shared>);
 
@@ -70,6 +71,8 @@ pub struct Feed {
     about: Vec<bool>,
     /// By port: whether what comes in there can be wanted.
     from: Vec<bool>,
+    /// By port: whether it belongs to the VM that is sent copies.
+    own: Vec<bool>,
 }
 
 /// Where what is wanted goes.
@@ -121,7 +124,7 @@ pub(crate) fn copy(wish: Wish, nic: &str, copied: Arc<Copied>, workers: usize) -
 
 impl Feed {
     fn new(shared: &Arc<Shared>, sink: Sink) -> Self {
-        Self { shared: Arc::clone(shared), sink, about: Vec::new(), from: Vec::new() }
+        Self { shared: Arc::clone(shared), sink, about: Vec::new(), from: Vec::new(), own: Vec::new() }
     }
 
     /// Ports are those of that snapshot from now on.
@@ -132,6 +135,11 @@ impl Feed {
         self.from = wish.senders(snapshot);
         if let Sink::Nic(name, receiving) = &mut self.sink {
             let found = snapshot.ports().find(|(_, port)| port.name == *name);
+            // acme/ids.0 and acme/ids.1 are the same one's.
+            let vm = |name: &str| name.rsplit_once('.').map(|(vm, _)| vm.to_owned());
+            let own = vm(name);
+            let is_own = |id| snapshot.port(id).is_some_and(|port| own.is_some() && vm(&port.name) == own);
+            self.own = (0..).map(PortId).take(snapshot.ids_end()).map(is_own).collect();
             *receiving = found.map(|(id, port)| {
                 let most = wish.snaplen.min(u32::from(port.mtu) + ETHERNET);
                 Receiving { port: id, most }
@@ -162,15 +170,20 @@ impl Feed {
         }
     }
 
-    /// Whether a frame is wanted. What a NIC sends and is sent itself is not copied to it: a guest that gives back what it
-    /// got would be sent that for ever.
+    /// Whether a frame is wanted. What a VM sends and is sent itself is not copied to it: a guest that gives back what it got,
+    /// by whichever NIC, would be sent that for ever.
     pub(super) fn wants(&self, ingress: PortId, verdict: Verdict, to: Option<PortId>) -> bool {
-        let about = |port: PortId| self.about.get(port.index()).copied().unwrap_or(false);
+        let is_one = |ports: &[bool]| {
+            let is = |port: PortId| ports.get(port.index()).copied().unwrap_or(false);
+            is(ingress) || to.is_some_and(is)
+        };
         let is_drop = matches!(verdict, Verdict::Drop(..));
-        let own = self.receiving().map(|nic| nic.port);
-        (is_drop || !self.shared.wish.drops)
-            && (about(ingress) || to.is_some_and(about))
-            && (own.is_none() || (own != Some(ingress) && own != to))
+        (is_drop || !self.shared.wish.drops) && is_one(&self.about) && !is_one(&self.own)
+    }
+
+    /// Whether a listener takes what it wants.
+    pub(super) fn has_listener(&self) -> bool {
+        matches!(self.sink, Sink::Queue(_))
     }
 
     /// What became of copies.
@@ -194,6 +207,12 @@ impl Feed {
 }
 
 impl Listener {
+    /// Another hold: when it is dropped, workers look no more, and what they have queued is still there to be taken.
+    #[must_use]
+    pub(crate) fn hold(&self) -> Hold {
+        Hold(Arc::clone(&self.hold.0))
+    }
+
     /// Most bytes of a frame.
     #[must_use]
     pub fn snaplen(&self) -> u32 {
@@ -335,5 +354,25 @@ mod tests {
         assert_eq!(copied.missed.load(Ordering::Relaxed), 1);
         drop(hold);
         assert!(feed.is_gone());
+    }
+
+    #[test]
+    fn a_vm_gets_no_copies_of_what_it_says_by_another_nic() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = "version = 1\n[tenant.a.network.lan]\nsubnets = [\"10.0.0.0/24\"]\n\
+                    [tenant.a.vm.x]\nnic = [{ network = \"lan\" }]\n\
+                    [tenant.a.vm.ids]\nnic = [{ network = \"lan\" }, { network = \"lan\" }]\n\
+                    [tenant.a.vm.ids2]\nnic = [{ network = \"lan\" }]\n";
+        let snapshot = sample::view_of(folder.path(), text).snapshot;
+        let port = |name: &str| snapshot.ports().find(|(_, port)| port.name == name).unwrap().0;
+        let [x, zero, one, other] = ["a/x.0", "a/ids.0", "a/ids.1", "a/ids2.0"].map(port);
+        let wish = Wish { tenant: Some("a".to_owned()), snaplen: 64, ..Wish::default() };
+        let (_hold, mut feeds) = copy(wish, "a/ids.1", Arc::default(), 1);
+        feeds[0].fit(&snapshot);
+        let wants = |from, to| feeds[0].wants(from, Verdict::Consume, Some(to));
+        assert!(wants(x, other) && wants(other, x));
+        for own in [zero, one] {
+            assert!(!wants(x, own) && !wants(own, x));
+        }
     }
 }

@@ -111,11 +111,16 @@ impl Watch {
         header_len: u32,
     ) -> bool {
         self.feeds.retain(|feed| !feed.is_gone());
+        let listened = || self.feeds.iter().filter(|feed| feed.has_listener());
+        if listened().next().is_none() {
+            self.notes.iter_mut().for_each(|note| note.verdict = None);
+            return !self.feeds.is_empty();
+        }
         let at = SystemTime::now();
         for (note, frame) in self.notes.iter_mut().zip(&burst.frames) {
             // Those that a daemon before this one forwarded have none.
             let Some(verdict) = note.verdict.take() else { continue };
-            for feed in self.feeds.iter().filter(|feed| feed.wants(ingress, verdict, note.to)) {
+            for feed in listened().filter(|feed| feed.wants(ingress, verdict, note.to)) {
                 let len = note.head.frame_len.min(feed.snaplen());
                 let size = usize::try_from(len).unwrap_or(0);
                 feed.offer(size, || {

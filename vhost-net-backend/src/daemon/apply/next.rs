@@ -107,7 +107,7 @@ impl Next {
         let doors = Doors::between(view, &topology, &ids);
         doors.are_allowed()?;
         view.counters.reserve(ids.end()).context("no room for the counters of that many ports")?;
-        let mirrors = setup.mirrors.prepare(&topology).check()?;
+        let mirrors = setup.mirrors.prepare(&topology);
         let uplinks = uplinks::Prepared::of(view, &topology, &ids, setup.workers.len())?;
         let made = || {
             let needs_watch = !setup.watching && !uplinks.kept.is_empty();
@@ -129,6 +129,11 @@ impl Next {
         let (macs, topology) = (uplinks.macs.clone(), Arc::new(topology));
         let view = View { topology, snapshot, ids, macs, mirrors: mirrors.shown(), ..view.clone() };
         Ok(Self { view, generation, doors, uplinks, watch, mirrors, owners })
+    }
+
+    /// Whether all mirrors can be made that it brings or changes.
+    pub(super) fn check_mirrors(&self) -> anyhow::Result<()> {
+        self.mirrors.check()
     }
 
     /// Takes back what was prepared.
@@ -156,7 +161,7 @@ impl Next {
         let links = view.links.clone();
         let topology = Arc::clone(&view.topology);
         setup.board.post(view, &setup.workers);
-        setup.mirrors.commit(mirrors, &setup.workers, &setup.board);
+        let ended = setup.mirrors.commit(mirrors, &setup.workers, &setup.board);
         let (taps, finish) = uplinks.split();
         for (port, tap) in taps.opened {
             report(&ports, port, None);
@@ -175,6 +180,8 @@ impl Next {
         }
         setup.doors.open(owners, &topology);
         tidy_up(setup, old, &removed, finish);
+        // Their files may be on a slow disk.
+        drop(ended);
         Ok(())
     }
 }
