@@ -246,8 +246,8 @@ fn frames_that_pass_are_seen_with_their_fate() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("all.pcapng");
     let name = file.to_str().context("no name")?;
-    step("a capture of one VM: what it sends and what it is sent");
-    field.feed(field.listen(&["capture", "--vm", "acme/db", "-n", "60", "-w", name])?)?;
+    step("a capture of one VM: what it sends and what it is sent, more than one round of the traffic");
+    field.feed(field.listen(&["capture", "--vm", "acme/db", "-n", "300", "-w", name])?)?;
     // Of the echo service, so both ends are the same port.
     let both = [
         ("udp.port == 7 && ip.dst == 10.0.0.3", "tenant=acme vm=web nic=0 to=acme/db.0"),
@@ -259,7 +259,7 @@ fn frames_that_pass_are_seen_with_their_fate() -> Result<()> {
             capture::frames(&file, &format!("{filter} && frame.comment contains \"{comment}\""))?.len();
         ensure!(all > 0 && all == commented, "{filter}: {commented} of {all} have {comment}");
     }
-    ensure!(capture::frames(&file, "")?.len() == 60, "not 60 frames");
+    ensure!(capture::frames(&file, "")?.len() == 300, "not 300 frames");
     ensure!(
         capture::frames(&file, "frame.comment contains \"drop=\" && ip.dst == 10.0.0.9")?.is_empty(),
         "of another VM"
