@@ -149,6 +149,9 @@ impl EventReceiver for Levels {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use toml::de::DeValue;
+
     use super::*;
 
     #[test]
@@ -178,9 +181,39 @@ mod tests {
         ] {
             assert_eq!(too_deep(&text), wanted, "{text}");
         }
-        // What closes nothing does not hide what was opened.
-        for text in ["[ } ", "{ a = ] ", "{ a = [ } "] {
-            assert!(too_deep(&format!("a = {}", text.repeat(40))).is_some(), "{text}");
+    }
+
+    /// Levels below a table; those of `[[a.b]]` are two for each name.
+    fn depth(table: &DeTable<'_>) -> usize {
+        table.values().map(|value| depth_of(value.get_ref())).max().unwrap_or(0) + 1
+    }
+
+    fn depth_of(value: &DeValue<'_>) -> usize {
+        match (value.as_table(), value.as_array()) {
+            (Some(table), _) => depth(table),
+            (None, Some(items)) => items.iter().map(|item| depth_of(item.get_ref())).max().unwrap_or(0) + 1,
+            (None, None) => 0,
         }
     }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Also where the text is no TOML: the crate builds a tree of what it can make of it all the same.
+        #[test]
+        fn no_tree_is_deeper_than_was_counted(
+            pieces in prop::collection::vec((0..PIECES.len(), 1..20_usize), 1..30),
+        ) {
+            let text: String = pieces.iter().map(|(piece, times)| PIECES[*piece].repeat(*times)).collect();
+            if too_deep(&text).is_none() {
+                let (tree, _) = DeTable::parse_recoverable(&text);
+                prop_assert!(depth(tree.get_ref()) <= 2 * LEVELS + 1, "{text}");
+            }
+        }
+    }
+
+    const PIECES: [&str; 20] = [
+        "[", "]", "{", "}", "a.", "a", ".", " = ", ",", "\n", "\"", "'", "\"\"\"", "#", "{ a.b = ", "[[a.b.",
+        "]]\n", "1", "a = [", "{ a = ] ",
+    ];
 }
