@@ -300,7 +300,7 @@ fn is_left_out(field: &mut Field) -> Result<()> {
     let log = field.daemon.log();
     ensure!(log.contains("does not fit any more and is left out") && log.contains("its quota is 1"), "{log}");
     field.owner("packet-stats vm acme/web1", 0, "acme/web1")?;
-    field.owner("packet-stats vm acme/web2", 1, "no such VM")?;
+    field.owner("packet-stats vm acme/web2", 1, "no VM acme/web2")?;
     field.operator("packet-stats vm zorg/zorgvm", 0, "zorg/zorgvm")?;
     Ok(())
 }
