@@ -1,7 +1,7 @@
 //! The owner of a tenant, no root, changes its own machines; everything else is refused, and nothing of others is shown.
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::Command;
@@ -82,9 +82,13 @@ impl Field {
     }
 
     fn say(&self, uid: u32, line: &str) -> Result<Said> {
+        self.say_as(uid, uid, line)
+    }
+
+    fn say_as(&self, uid: u32, gid: u32, line: &str) -> Result<Said> {
         let mut words = line.split_whitespace();
         let mut command = Command::new(self.folder.join(words.next().context("no program")?));
-        command.args(words).arg("--run-dir").arg(self.daemon.run_dir()).uid(uid).gid(uid);
+        command.args(words).arg("--run-dir").arg(self.daemon.run_dir()).uid(uid).gid(gid);
         let output = command.env_remove("RUNTIME_DIRECTORY").output()?;
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text).into_owned();
@@ -116,6 +120,13 @@ impl Field {
         Ok(said.text)
     }
 
+    /// Whether the owner could list that folder.
+    fn owner_lists(&self, folder: &str) -> Result<bool> {
+        let folder = self.daemon.run_dir().join(folder);
+        let output = Command::new("ls").arg(folder).uid(OWNER).gid(OWNER).output()?;
+        Ok(output.status.success() || !output.stdout.is_empty())
+    }
+
     fn has_web2(&self) -> bool {
         self.daemon.run_dir().join("acme/web2.0.sock").exists()
     }
@@ -141,7 +152,8 @@ fn a_customer_changes_its_own_machines_and_nothing_else() -> Result<()> {
     field.daemon.kill()?;
     field.daemon.start_last()?;
     field.owner("packet-stats vm acme/web2", 0, "acme/web2")?;
-    taken_back(&field)
+    taken_back(&field)?;
+    is_left_out(&mut field)
 }
 
 fn sees_its_own(field: &Field) -> Result<()> {
@@ -155,6 +167,9 @@ fn sees_its_own(field: &Field) -> Result<()> {
     field.owner("packet-stats routes acme --lookup 10.88.0.88", 0, "another tenant")?;
     field.owner("vmrouter history --tenant acme", 0, "")?;
     step("and nothing else");
+    for folder in ["", "acme", "zorg"] {
+        ensure!(!field.owner_lists(folder)?, "the owner lists RUN_DIR/{folder}");
+    }
     field.owner("packet-stats --tenant zorg", 1, "you are another user")?;
     field.owner("packet-stats --tenant yoyo", 3, "no permission")?;
     field.owner("packet-stats --tenant acme threads", 1, "this is for the operator")?;
@@ -187,12 +202,40 @@ fn changes_its_own(field: &Field) -> Result<()> {
     field.owner("vmrouter link acme/web2.0 down", 0, "link down")?;
     std::thread::sleep(APART);
     field.owner("vmrouter link acme/web2.0 up", 0, "link up")?;
+    links_of_the_operators(field)?;
+    as_a_member_of_the_operators(field)?;
     let history = field.owner("vmrouter history --tenant acme --json", 0, "")?;
     let history: Value = serde_json::from_str(&history)?;
     let records = history.get("generations").and_then(Value::as_array).context("no records")?;
     let is_owners = |record: &Value| record.get("uid") == Some(&OWNER.into());
     ensure!(records.len() == 3 && records.iter().all(is_owners), "{records:?}");
     field.operator("vmrouter history", 0, "tenant acme")?;
+    Ok(())
+}
+
+fn links_of_the_operators(field: &Field) -> Result<()> {
+    step("the owner does not open what the operator shut");
+    ensure!(field.daemon.log().contains("the owner of its tenant changed a link"), "{}", field.daemon.log());
+    field.operator("vmrouter link acme/web2.0 down", 0, "link down")?;
+    std::thread::sleep(APART);
+    field.owner("vmrouter link acme/web2.0 up", 1, "only the operator takes it up")?;
+    field.operator("vmrouter link acme/web2.0 up", 0, "link up")?;
+    Ok(())
+}
+
+/// Who may look at everything may change nothing there, but its own at its own socket.
+fn as_a_member_of_the_operators(field: &Field) -> Result<()> {
+    let group = fs::metadata(field.daemon.run_dir().join("control.sock"))?.gid();
+    let file = field.folder.join("own");
+    for (line, code, wanted) in [
+        ("packet-stats --tenant zorg".to_owned(), 0, "zorgvm"),
+        (format!("vmrouter plan {} --tenant acme", file.display()), 0, "No difference"),
+        (format!("vmrouter plan {} --tenant zorg", file.display()), 1, "you are another user"),
+        (format!("vmrouter plan {} --tenant yoyo", file.display()), 1, "only root and the daemon's own user"),
+    ] {
+        let said = field.say_as(OWNER, group, &line)?;
+        ensure!(said.code == code && said.text.contains(wanted), "{line}: {} {}", said.code, said.text);
+    }
     Ok(())
 }
 
@@ -218,7 +261,9 @@ fn is_refused_the_rest(field: &Field) -> Result<()> {
     }
     ensure!(field.has_web2(), "web2 is gone");
     let log = field.daemon.log();
-    ensure!(log.contains("yoyo/yoyonet") || log.contains("acme/lan"), "the operator is told nothing: {log}");
+    let told =
+        log.split("what its owner asks for was refused").nth(1).context("the operator is told nothing")?;
+    ensure!(told.contains("yoyo/yoyonet") || told.contains("acme/lan"), "{log}");
     Ok(())
 }
 
@@ -240,5 +285,22 @@ fn taken_back(field: &Field) -> Result<()> {
     field.operator(&format!("vmrouter apply {}", file.display()), 0, "- vm acme/web2")?;
     ensure!(!field.daemon.run_dir().join("acme/tenant.sock").exists(), "the owner's socket is there");
     field.owner("packet-stats --tenant acme", 3, "no permission")?;
+    Ok(())
+}
+
+fn is_left_out(field: &mut Field) -> Result<()> {
+    step("what an owner has set and does not fit any more is left out at a start");
+    let file = field.daemon.file();
+    field.daemon.write(OPERATOR)?;
+    field.operator(&format!("vmrouter apply {}", file.display()), 0, "Generation")?;
+    field.own("apply", OWN, 0, "+ vm acme/web2")?;
+    field.daemon.kill()?;
+    field.daemon.write(&OPERATOR.replace("vms = 2", "vms = 1"))?;
+    field.daemon.start_again()?;
+    let log = field.daemon.log();
+    ensure!(log.contains("does not fit any more and is left out") && log.contains("its quota is 1"), "{log}");
+    field.owner("packet-stats vm acme/web1", 0, "acme/web1")?;
+    field.owner("packet-stats vm acme/web2", 1, "no VM acme/web2")?;
+    field.operator("packet-stats vm zorg/zorgvm", 0, "zorg/zorgvm")?;
     Ok(())
 }

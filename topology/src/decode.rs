@@ -13,6 +13,7 @@ use crate::own;
 use crate::problem::{Problem, listing, nearest};
 use crate::raw::RawFile;
 use crate::source::Source;
+use crate::tree::{self, NoTree};
 
 /// Each costs another pass over the file; nobody reads more of them at a time.
 const PASSES: usize = 50;
@@ -87,10 +88,10 @@ pub(crate) fn tree<'t>(source: &'t Source, left: &mut Left) -> Option<Spanned<De
             continue;
         }
         let text = source.text().get(part.bytes.clone()).unwrap_or_default();
-        let tree = match DeTable::parse(text) {
+        let tree = match tree::parse(text) {
             Ok(tree) => tree,
             Err(error) => {
-                left.problems.push(problem(source, &error, part.bytes.start));
+                left.problems.push(no_tree(source, &error, part.bytes.start));
                 is_whole = false;
                 continue;
             }
@@ -107,6 +108,16 @@ pub(crate) fn tree<'t>(source: &'t Source, left: &mut Left) -> Option<Spanned<De
         }
     }
     all.filter(|_| is_whole)
+}
+
+fn no_tree(source: &Source, error: &NoTree, start: usize) -> Problem {
+    let span = match error {
+        NoTree::Wrong(error) => return problem(source, error, start),
+        NoTree::Deep(span) => span.start + start..span.end + start,
+    };
+    let message = format!("nested deeper than {} levels", tree::LEVELS);
+    let help = "each name between dots, each table and each list is a level; no file needs more than a dozen";
+    Problem::new(source, span, message, help.to_owned())
 }
 
 /// serde's and the parser's "message, expected this" as a problem with a hint; its span counts from `start`.

@@ -10,7 +10,7 @@
 //! 3. `validate` turns `raw` into [`model`]: types that hold only legal values, with references resolved to
 //!    indices, defaults filled in, and MACs and addresses derived from names (`derive`). One idea a file.
 //!
-//! No step stops at the first problem. A text that is not TOML is one problem; unknown keys and wrong types
+//! No step stops at the first problem. A text that is not TOML, or nested too deeply (`tree`), is one problem; unknown keys and wrong types
 //! are taken out and the rest is read and checked all the same; [`Problems`] has them all, sorted by place,
 //! and prints them as rustc does. A file with a problem gives no topology.
 //!
@@ -21,7 +21,7 @@
 //! What the file asks for and this version does not enforce yet is checked as everything else, and listed in
 //! [`Topology::unenforced`], so that a daemon can refuse to run without it.
 //!
-//! Limits: 1 MiB of text, 64 KiB of each owner, 4096 NICs, 1024 tenants, 1024 peerings, 64 uplinks; 256 networks a tenant, 16 subnets
+//! Limits: 1 MiB of text, 32 levels of tables and lists, 64 KiB of each owner, 4096 NICs, 1024 tenants, 1024 peerings, 64 uplinks; 256 networks a tenant, 16 subnets
 //! a network, 32 NICs a VM. The work is bounded by them: a hostile file is answered, not suffered.
 
 #![forbid(unsafe_code)]
@@ -39,6 +39,7 @@ pub mod policy;
 mod problem;
 mod raw;
 mod source;
+mod tree;
 mod units;
 mod validate;
 

@@ -30,6 +30,7 @@ use crate::drop_ins::{self, OWN_MARK, Part};
 use crate::model::{Tenant, Topology};
 use crate::problem::{Problem, Problems};
 use crate::source::Source;
+use crate::tree;
 
 /// Bytes that an owner may write.
 pub const MAX_OWN_BYTES: usize = 64 << 10;
@@ -55,8 +56,7 @@ pub fn carry_on(name: &str, operator: &str, running: &str) -> Result<String, Pro
         return Err(drop_ins::marked(name, operator, part));
     }
     // A file that is no TOML is told so by whoever reads it.
-    let trees: Vec<_> =
-        parts.iter().filter_map(|part| DeTable::parse(part_text(operator, part)).ok()).collect();
+    let trees: Vec<_> = parts.iter().filter_map(|part| tree::parse(part_text(operator, part)).ok()).collect();
     let mut text = operator.to_owned();
     for part in drop_ins::parts(running).iter().filter(|part| part.own) {
         if trees.iter().any(|tree| has_owner(tree.get_ref(), &part.tenant)) {
@@ -77,15 +77,33 @@ pub fn with_own(text: &str, tenant: &str, own: &str) -> Result<String, Problems>
         return Err(Problems::whole(&name, message, Some("an owner's file has 64 KiB at most")));
     }
     drop_ins::unmarked(&name, own)?;
-    let parts = drop_ins::parts(text);
-    let files = parts.iter().take_while(|part| !part.own).last().map_or(0, |part| part.bytes.end);
-    let mut all = text.get(..files).unwrap_or_default().to_owned();
-    for part in parts.iter().filter(|part| part.own && *part.tenant != *tenant) {
-        drop_ins::append(&mut all, OWN_MARK, &part.tenant, part_text(text, part));
-    }
+    let mut all = without(text, |other| other == tenant);
     // It is the last: what is quoted of its end is not the line that begins another's.
     drop_ins::append(&mut all, OWN_MARK, tenant, own);
     Ok(all)
+}
+
+/// The tenants whose owners have set something in `text`.
+#[must_use]
+pub fn tenants(text: &str) -> Vec<String> {
+    drop_ins::parts(text).iter().filter(|part| part.own).map(|part| part.tenant.to_string()).collect()
+}
+
+/// `text` without what the owners of these tenants have set.
+#[must_use]
+pub fn without(text: &str, is_out: impl Fn(&str) -> bool) -> String {
+    let parts = drop_ins::parts(text);
+    let mut all = operators(text, &parts).to_owned();
+    for part in parts.iter().filter(|part| part.own && !is_out(&part.tenant)) {
+        drop_ins::append(&mut all, OWN_MARK, &part.tenant, part_text(text, part));
+    }
+    all
+}
+
+/// The operator's files.
+fn operators<'t>(text: &'t str, parts: &[Part]) -> &'t str {
+    let end = parts.iter().take_while(|part| !part.own).last().map_or(0, |part| part.bytes.end);
+    text.get(..end).unwrap_or_default()
 }
 
 /// What the owner of `tenant` has set, if it has.
@@ -106,7 +124,7 @@ pub(crate) fn operators_bytes(text: &str) -> u64 {
 #[must_use]
 pub fn run_dir(operator: &str) -> Option<PathBuf> {
     let parts = drop_ins::parts(operator);
-    let tree = DeTable::parse(part_text(operator, parts.first()?)).ok()?;
+    let tree = tree::parse(part_text(operator, parts.first()?)).ok()?;
     let run_dir = table(tree.get_ref(), "router")?.get("run_dir")?;
     string(run_dir).map(|(path, _)| path.into())
 }

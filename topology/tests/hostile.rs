@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
+use topology::own::{self, OwnProblems};
 
 const FULL: &str = include_str!("../examples/full.toml");
 
@@ -64,6 +65,35 @@ fn large_and_deep_files_are_answered_in_time() {
         assert!(start.elapsed() < BOUND, "{name} took {:?}", start.elapsed());
         assert!(report.len() < 100_000, "{name}: {} bytes", report.len());
     }
+}
+
+/// Each level is a call of every walk over the tree, and the daemon's threads have 2 MiB of stack.
+#[test]
+fn a_deep_tree_is_refused_before_it_is_built() {
+    let key = format!("k{}", ".k".repeat(70));
+    let deep = format!("{}1{}", format!("{{ {key} = ").repeat(70), " }".repeat(70));
+    let operator = "version = 1\n[tenant.acme]\nowner = { uid = 1001 }\n";
+    let answers = move || {
+        let operators = format!("{operator}[x]\ny = {deep}\n");
+        let own = format!("[tenant.acme]\nvm = {deep}\n");
+        let whole = own::with_own(operator, "acme", &own).unwrap();
+        let refused = own::parse_own("t", &whole, "acme").unwrap_err();
+        let OwnProblems::Own(refused) = refused else { panic!("{refused:?}") };
+        assert!(
+            refused.contains("acme's own file:2:") && refused.contains("no file needs more"),
+            "{refused}"
+        );
+        for (text, wanted) in [(&operators, "t:5:"), (&whole, "acme's own file:2:")] {
+            let refused = topology::parse("t", text).unwrap_err().to_string();
+            assert!(
+                refused.starts_with(wanted) && refused.ends_with("nested deeper than 32 levels"),
+                "{refused}"
+            );
+        }
+        assert_eq!(own::carry_on("t", &operators, &whole).unwrap(), operators);
+        assert_eq!((own::run_dir(&operators), own::show(&operators, "acme")), (None, None));
+    };
+    std::thread::Builder::new().stack_size(2 << 20).spawn(answers).unwrap().join().unwrap();
 }
 
 #[test]

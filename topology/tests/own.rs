@@ -123,6 +123,10 @@ fn every_refusal_has_its_reason_and_names_nobody_else() {
         ),
         (lan(&vm("a", &format!("{nic}\nspec = {{ kernel = \"/srv/img/acme\" }}"))), "is in no folder"),
         (lan(&(1..=4).map(|n| vm(&format!("v{n}"), nic)).collect::<String>()), "has 4 VMs, its quota is 3"),
+        (
+            lan(&vm("a", &format!("nic = [{}]", "{ network = \"lan\" }, ".repeat(13)))),
+            "13 NICs are too many: its owner may have 12",
+        ),
         (lan(&vm("a", &format!("{nic}\nspec = {{ vcpus = 5 }}"))), "has 5 virtual CPUs, its quota is 4"),
         (lan(&vm("a", &format!("{nic}\nspec = {{ memory = \"4G\" }}"))), "has 4G memory, its quota is 2G"),
         (
@@ -147,6 +151,19 @@ fn every_refusal_has_its_reason_and_names_nobody_else() {
             assert!(!found.contains(other), "{other}: {found}");
         }
     }
+}
+
+#[test]
+fn an_owner_without_a_quota_of_vms_has_a_limit_too() {
+    let uncounted = OPERATOR.replace("vms = 3, ", "");
+    let vms = |count: u32| {
+        lan(&(0..count).map(|n| vm(&format!("v{n}"), "nic = [{ network = \"lan\" }]")).collect::<String>())
+    };
+    change(&uncounted, &(vms(256) + &vm("web1", "nic = []"))).unwrap_err();
+    let refused = change(&uncounted, &vms(257)).unwrap_err();
+    assert!(refused.contains("257 NICs are too many: its owner may have 256"), "{refused}");
+    let vcpus = change(&uncounted.replace("vcpus = 4, ", ""), &vms(256)).map(|_| ()).unwrap_err();
+    assert!(vcpus.contains("memory, its quota is 2G") && !vcpus.contains("NICs"), "{vcpus}");
 }
 
 #[test]

@@ -27,7 +27,7 @@ use topology::{Topology, UplinkKind};
 pub use self::apply::{Applier, Origin, Stored};
 use self::attachments::Attachments;
 pub use self::view::{Board, View};
-use crate::control::{self, ControlServer, Doors, Orders, OwnersServer};
+use crate::control::{self, ControlServer, Orders, OwnersServer, OwnersSockets};
 use crate::counters::{Counters, Identity};
 use crate::gather::Gathering;
 use crate::handover::Inherited;
@@ -38,6 +38,7 @@ use crate::metrics::{Door, MetricsServer};
 use crate::mirror::{Folders, Mirrors};
 use crate::port::{PortTable, lock};
 use crate::ring_state::{NicState, Store};
+use crate::run_folder;
 use crate::uplink::keeper::{self, Keeper, Kept, hand_out, report};
 use crate::uplink::{Tap, UplinkEvent};
 use crate::vhost_user::{LinkOrders, Links, Listeners, Prepared};
@@ -81,7 +82,7 @@ impl Daemon {
         inherited: Inherited,
         mut origin: Origin,
     ) -> anyhow::Result<Self> {
-        std::fs::create_dir_all(run_dir).with_context(|| format!("cannot create {}", run_dir.display()))?;
+        run_folder::make(run_dir).with_context(|| format!("cannot create {}", run_dir.display()))?;
         let took_over = !inherited.is_empty();
         let door = metrics_door(&topology, took_over)?;
         let Inherited { counters: left, taps, ports: left_ports } = inherited;
@@ -126,7 +127,7 @@ impl Daemon {
         let to_keeper = events.0.clone();
         let keeper = keeper::spawn(kept, board.clone(), Arc::clone(&workers), events)?;
         let listeners = prepared.start()?;
-        let (doors, orders) = Doors::new(board.view().run_dir.clone());
+        let (owners, orders) = OwnersSockets::new(board.view().run_dir.clone());
         let setup = apply::Setup {
             board: board.clone(),
             workers: Arc::clone(&workers),
@@ -136,7 +137,7 @@ impl Daemon {
             store,
             origin,
             pending: None,
-            doors,
+            owners,
         };
         let (applier, control, owners) = serve(setup, orders)?;
         let metrics = serve_metrics(door, &board)?;
@@ -283,7 +284,7 @@ fn serve(setup: apply::Setup, orders: Orders) -> anyhow::Result<(Arc<Applier>, C
         .context("cannot start the control socket")?;
     let owners = OwnersServer::start(board, &applier, orders);
     let owners = owners.context("cannot serve the owners of tenants")?;
-    applier.open_doors().context("cannot make the socket of an owner")?;
+    applier.serve_owners().context("cannot make the socket of an owner")?;
     Ok((applier, control, owners))
 }
 

@@ -33,6 +33,7 @@ pub mod mirror;
 mod models;
 pub mod port;
 pub mod ring_state;
+mod run_folder;
 pub mod sandbox;
 mod seats;
 pub mod sys;

@@ -82,7 +82,7 @@ pub struct Peer {
 pub struct PortStatus {
     /// The connected VMM, if any.
     pub peer: Option<Peer>,
-    /// Whether an operator took the link down.
+    /// Whether an operator, or the owner of the tenant, took the link down.
     #[serde(default)]
     pub shut: bool,
     /// A second VMM, which takes over when the first has stopped its vrings: the guest migrates.

@@ -9,7 +9,7 @@ use router::snapshot::PortIds;
 use router::{Meters, PortId, Snapshot};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
-use vhost_net_backend::control::Api;
+use vhost_net_backend::control::{Api, OwnersApi};
 use vhost_net_backend::counters::{Counter, Counters};
 use vhost_net_backend::daemon::{Board, View};
 use vhost_net_backend::health::Health;
@@ -47,7 +47,11 @@ const OTHER: &[u8] = b"globex";
 /// Root, who may do everything, and somebody else: the owner of acme.
 const USERS: [u32; 2] = [0, 4242];
 
-static API: LazyLock<Option<Api>> = LazyLock::new(|| view().map(|view| Api::new(Board::new(view))).ok());
+/// The operator's, and that of owners.
+static APIS: LazyLock<Option<(Api, OwnersApi)>> = LazyLock::new(|| {
+    let board = Board::new(view().ok()?);
+    Some((Api::new(board.clone()), OwnersApi::new(board)))
+});
 
 /// One input.
 ///
@@ -101,15 +105,15 @@ fn head(answer: &[u8]) -> String {
 
 /// Sends the bytes and takes what comes back; the client goes once the server has nothing more to say.
 fn ask(request: &[u8], uid: u32, own: bool) -> Result<Vec<u8>> {
-    let api = API.clone().context("no control API")?;
+    let (operators, owners) = APIS.clone().context("no control API")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     runtime.block_on(async {
         let (client, server) = duplex(PIPE);
         let (mut reader, mut writer) = tokio::io::split(client);
         let served = async {
             match own {
-                true => api.answer_owner(server, uid, TENANT.into()).await,
-                false => api.answer(server, uid).await,
+                true => owners.answer(server, uid, TENANT.into()).await,
+                false => operators.answer(server, uid).await,
             }
         };
         let asked = async {

@@ -12,9 +12,16 @@ use super::{is_peered, retain, string, strings, subnets, table, uplinks};
 use crate::problem::{Problem, listing, nearest};
 use crate::source::Source;
 
+/// NICs that an owner may have for each VM of its quota.
+const NICS_A_VM: usize = 4;
+/// Those of an owner whose VMs are not counted: all tenants share the ports of one router.
+const NICS: usize = 256;
+
 /// What the operator gave one tenant.
 pub(super) struct Limits {
     images: Vec<PathBuf>,
+    /// VMs, if they are counted.
+    vms: Option<usize>,
     /// Where its networks must be; `None`: where they like, for nobody else can reach them.
     space: Option<Vec<IpNet>>,
 }
@@ -23,13 +30,14 @@ impl Limits {
     /// Those of `tenant` in the operator's files.
     pub(super) fn of(all: &DeTable<'_>, tenant: &str) -> Self {
         let Some(known) = table(all, "tenant").and_then(|all| table(all, tenant)) else {
-            return Self { images: Vec::new(), space: Some(Vec::new()) };
+            return Self { images: Vec::new(), vms: None, space: Some(Vec::new()) };
         };
         let images = table(known, "owner").and_then(|owner| owner.get("images"));
         let images = images.into_iter().flat_map(strings).map(|(path, _)| path.into()).collect();
         // The host's kernel routes a tenant's subnets to its uplinks, and a peer's table those of the other side.
         let is_seen = !uplinks(all, tenant).is_empty() || is_peered(all, tenant);
-        Self { images, space: is_seen.then(|| subnets(known).map(|(net, _)| net).collect()) }
+        let vms = table(known, "quota").and_then(|quota| number(quota.get("vms")?));
+        Self { images, vms, space: is_seen.then(|| subnets(known).map(|(net, _)| net).collect()) }
     }
 
     /// Takes out of `own` what it must not have, and says so.
@@ -41,6 +49,7 @@ impl Limits {
             path.pop();
         }
         self.files(own, source, problems);
+        self.nics(own, source, problems);
         let Some(space) = &self.space else { return };
         for (net, span) in subnets(own).filter(|(net, _)| !space.iter().any(|given| given.contains(net))) {
             let message = format!("{net} is in no subnet that the operator gave the tenant");
@@ -65,6 +74,20 @@ impl Limits {
         }
     }
 
+    fn nics(&self, own: &DeTable<'_>, source: &Source, problems: &mut Vec<Problem>) {
+        let most = self.vms.map_or(NICS, |vms| vms.saturating_mul(NICS_A_VM));
+        let vms = table(own, "vm").into_iter().flat_map(DeTable::values);
+        let lists = vms.filter_map(|vm| vm.get_ref().as_table()?.get("nic")?.get_ref().as_array());
+        let mut nics = lists.flat_map(|nics| nics.iter());
+        let Some(first) = nics.nth(most) else { return };
+        let message = format!("{} NICs are too many: its owner may have {most}", most + 1 + nics.count());
+        let help = match self.vms {
+            Some(_) => format!("an owner may have {NICS_A_VM} for each VM of the tenant's quota"),
+            None => format!("an owner may have {NICS} in a tenant whose quota does not count VMs"),
+        };
+        problems.push(Problem::new(source, first.span(), message, help));
+    }
+
     fn folders(&self) -> String {
         let folders: Vec<&str> = self.images.iter().filter_map(|folder| folder.to_str()).collect();
         match folders.is_empty() {
@@ -72,6 +95,11 @@ impl Limits {
             false => format!("take one below {}", listing(folders)),
         }
     }
+}
+
+fn number(value: &Spanned<DeValue<'_>>) -> Option<usize> {
+    let DeValue::Integer(number) = value.get_ref() else { return None };
+    usize::from_str_radix(number.as_str(), number.radix()).ok()
 }
 
 /// Whether it is a file below that folder, by their names.

@@ -50,8 +50,8 @@ pub fn page(context: &Context, args: &Args) -> Result<Page, Failure> {
         written.is_ok()
     };
     match &args.write {
-        Some(_) => client::stream(context.door(), &resource, std::future::pending(), each)?,
-        None => client::stream(context.door(), &resource, client::reader_goes(), each)?,
+        Some(_) => client::stream(context.endpoint(), &resource, std::future::pending(), each)?,
+        None => client::stream(context.endpoint(), &resource, client::reader_goes(), each)?,
     }
     match written {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {

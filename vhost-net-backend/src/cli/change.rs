@@ -14,7 +14,7 @@ use super::text::{safe, width};
 use super::vm::legal_name;
 use super::{Exit, Failure, Page, check};
 use crate::control::changes::{Confirmed, History, Outcome, Own, PATIENCE, Wanted};
-use crate::control::client::{self, ClientError, Door};
+use crate::control::client::{self, ClientError, Endpoint};
 use crate::daemon::generations::{self, Record, Text};
 
 /// A change that takes longer is told how long it took.
@@ -101,8 +101,8 @@ pub struct ApplyArgs {
 pub fn plan(args: &PlanArgs) -> Result<Page, Failure> {
     let Given { wanted, wrong } = given(&args.file, args.of.name())?;
     let run_dir = of_daemon(args.common.run_dir.as_deref(), args.of.name())?;
-    let door = Door::of(&run_dir, args.of.name());
-    let asked = client::put_within(door, "/v1/plan", &wanted, PATIENCE);
+    let endpoint = Endpoint::of(&run_dir, args.of.name());
+    let asked = client::put_within(endpoint, "/v1/plan", &wanted, PATIENCE);
     let outcome: Outcome = asked.map_err(|error| better(error.into(), wrong))?;
     let exit = if outcome.changes.is_empty() { Exit::Ok } else { Exit::Differs };
     if args.common.json {
@@ -129,8 +129,8 @@ pub fn apply(args: &ApplyArgs) -> Result<Page, Failure> {
     let confirm_ms = args.confirm.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
     let wanted = Wanted { confirm_ms, ..wanted };
     let run_dir = of_daemon(args.common.run_dir.as_deref(), args.of.name())?;
-    let door = Door::of(&run_dir, args.of.name());
-    let asked = client::put_within(door, "/v1/commit", &wanted, PATIENCE);
+    let endpoint = Endpoint::of(&run_dir, args.of.name());
+    let asked = client::put_within(endpoint, "/v1/commit", &wanted, PATIENCE);
     let outcome: Outcome = asked.map_err(|error| better(unknown(error), wrong))?;
     if args.common.json {
         return Ok(Page::of(json(&outcome)?));
@@ -181,7 +181,7 @@ fn unknown(error: ClientError) -> Failure {
 pub fn history(args: &HistoryArgs) -> Result<Page, Failure> {
     let tenant = args.tenant.as_deref();
     let run_dir = of_daemon(args.common.run_dir.as_deref(), tenant)?;
-    let mut history: History = client::get(Door::of(&run_dir, tenant), "/v1/history")?;
+    let mut history: History = client::get(Endpoint::of(&run_dir, tenant), "/v1/history")?;
     history.generations.retain(|record| tenant.is_none() || record.tenant.as_deref() == tenant);
     if args.common.json {
         return Ok(Page::of(json(&history)?));
@@ -196,7 +196,7 @@ pub fn history(args: &HistoryArgs) -> Result<Page, Failure> {
 pub fn show(args: &ShowArgs) -> Result<Page, Failure> {
     let tenant = legal_name("tenant", &args.tenant)?;
     let run_dir = of_daemon(args.common.run_dir.as_deref(), Some(tenant))?;
-    let own: Own = client::get(Door::of(&run_dir, Some(tenant)), &format!("/v1/own/{tenant}"))?;
+    let own: Own = client::get(Endpoint::of(&run_dir, Some(tenant)), &format!("/v1/own/{tenant}"))?;
     Ok(Page::of(if args.common.json { json(&own)? } else { own.text }))
 }
 

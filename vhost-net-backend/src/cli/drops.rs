@@ -20,7 +20,7 @@ pub fn page(context: &Context, reason: Option<&str>) -> Result<Page, Failure> {
     if let Some(reason) = reason {
         explain::find(reason)?;
     }
-    let mut found = source::stats(context.door())?;
+    let mut found = source::stats(context.endpoint())?;
     let mark = context.since_last.then(|| Mark::since(context, "drops", &mut found)).transpose()?;
     stats::filter(context, &mut found.stats)?;
     let mut drops = drops(&found.stats);

@@ -12,7 +12,7 @@ use crate::control::client;
 /// # Errors
 /// When the daemon is not running.
 pub fn page(context: &Context) -> Result<Page, Failure> {
-    let mut flows: Flows = client::get(context.door(), "/v1/flows")?;
+    let mut flows: Flows = client::get(context.endpoint(), "/v1/flows")?;
     flows.tenants.retain(|row| context.tenant.as_ref().is_none_or(|tenant| *tenant == row.tenant));
     if flows.tenants.is_empty() && context.tenant.is_some() {
         return Err(Failure { exit: Exit::Failed, message: "no such tenant".to_owned() });

@@ -10,7 +10,7 @@ use super::text::safe;
 use super::vm::legal_name;
 use super::{Failure, Page};
 use crate::control::api::{self, LinkOrder, PortInfo};
-use crate::control::client::{self, Door};
+use crate::control::client::{self, Endpoint};
 
 /// Arguments of `link`.
 #[derive(Clone, Debug, clap::Args)]
@@ -48,7 +48,7 @@ pub fn page(args: &Args) -> Result<Page, Failure> {
     };
     let tenant = args.nic.split('/').next();
     let run_dir = of_daemon(args.run_dir.as_deref(), tenant)?;
-    let port: PortInfo = client::put(Door::of(&run_dir, tenant), &resource, &LinkOrder { link })?;
+    let port: PortInfo = client::put(Endpoint::of(&run_dir, tenant), &resource, &LinkOrder { link })?;
     Ok(Page::of(if args.json { json(&port)? } else { text(&port) }))
 }
 

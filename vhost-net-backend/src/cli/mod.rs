@@ -29,6 +29,7 @@ pub mod schema;
 pub mod service;
 pub mod since;
 pub mod source;
+mod start;
 pub mod state_dir;
 pub mod stats;
 pub mod table;

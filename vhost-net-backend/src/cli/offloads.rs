@@ -22,7 +22,7 @@ pub fn page(context: &Context) -> Result<Page, Failure> {
         Some(tenant) => format!("?tenant={}", legal_name("tenant", tenant)?),
         None => String::new(),
     };
-    let mut found: Offloads = client::get(context.door(), &format!("/v1/offloads{query}"))?;
+    let mut found: Offloads = client::get(context.endpoint(), &format!("/v1/offloads{query}"))?;
     if let Some(vm) = &context.vm {
         let named = |port: &str| port.rsplit_once('.').is_some_and(|(path, _)| is_vm(vm, path));
         found.pairs.retain(|pair| named(&pair.from) || named(&pair.to));

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::paint::Paint;
 use crate::control::api::Threads;
-use crate::control::client::Door;
+use crate::control::client::Endpoint;
 
 use super::{
     Exit, Failure, Page, capture, drops, exit, explain, flows, mirrors, offloads, routes, run_dir, stats,
@@ -158,8 +158,8 @@ impl Context {
 impl Context {
     /// Where the daemon is asked.
     #[must_use]
-    pub fn door(&self) -> Door<'_> {
-        Door::of(&self.run_dir, self.about.as_deref())
+    pub fn endpoint(&self) -> Endpoint<'_> {
+        Endpoint::of(&self.run_dir, self.about.as_deref())
     }
 
     /// Whether the filters let a NIC through.

@@ -17,7 +17,7 @@ use crate::control::client;
 pub fn page(context: &Context, tenant: &str, lookup: Option<IpAddr>) -> Result<Page, Failure> {
     legal_name("tenant", tenant)?;
     let query = lookup.map(|address| format!("?lookup={address}")).unwrap_or_default();
-    let found: Routes = client::get(context.door(), &format!("/v1/routes/{tenant}{query}"))?;
+    let found: Routes = client::get(context.endpoint(), &format!("/v1/routes/{tenant}{query}"))?;
     let missing = lookup.filter(|_| found.routes.is_empty());
     let text = if context.json { json(&found)? } else { table(context, &found) };
     Ok(match missing {

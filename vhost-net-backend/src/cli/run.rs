@@ -6,19 +6,18 @@ use std::sync::Arc;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use topology::{Plan, Topology, UplinkKind, own};
 
-use super::paint::Paint;
 use super::run_dir::run_dir;
 use super::service::{End, Service};
+use super::start::{self, Start};
 use super::state_dir::state_dir;
-use super::text::{count, safe};
-use super::{Exit, Failure, Page, change, check, logging};
+use super::text::count;
+use super::{Failure, Page, change, check, logging};
 use crate::control::group;
 use crate::daemon::generations::{self, Generations, Outcome, Record, Text};
 use crate::daemon::{Daemon, Origin, Stored};
 use crate::handover::{Inherited, fd_store, take_over};
 use crate::mirror::Folders;
 use crate::sandbox::{self, Confinement, Needs};
-use crate::tested::tested;
 
 /// Arguments of `run`.
 #[derive(Clone, Debug, clap::Args)]
@@ -46,18 +45,10 @@ pub struct Args {
 /// When the file is wrong or asks for protection that is not built (exit code 2), or when the daemon cannot start.
 pub fn run(args: &Args) -> Result<Page, Failure> {
     logging::start("info");
-    let text = match &args.file {
-        Some(file) => with_owners(change::read(file)?, args)?,
-        None => {
-            let state_dir = state_dir(args.state_dir.as_deref(), args.run_dir.as_deref())?;
-            generations::last(&state_dir).map_err(|error| Failure::failed(error.to_string()))?.1
-        }
-    };
-    let wrong = |message| Failure { exit: Exit::Usage, message };
-    let topology = topology::parse(&text.name, &text.text)
-        .map_err(|problems| wrong(problems.render(Paint::stderr().0)))?;
-    let topology = tested(topology, &safe(&text.name)).map_err(wrong)?;
-    refuse_unenforced(args.allow_unenforced, &text.name, &topology)?;
+    let Start { text, topology } = start::fitting(asked(args)?, args.allow_unenforced)?;
+    if !topology.unenforced.is_empty() {
+        tracing::warn!("{}", check::unenforced(&topology.unenforced, Path::new(&text.name)).trim_end());
+    }
     own::notes(&topology).iter().for_each(|note| tracing::info!("{note}"));
     // Without a file, where the last one was found.
     let given = args.file.as_ref().and(topology.router.run_dir.as_deref());
@@ -72,26 +63,31 @@ pub fn run(args: &Args) -> Result<Page, Failure> {
     let files = sandbox::enter(&Needs { groups: &groups, captures: &captures, ..needs })
         .map_err(|error| Failure::failed(format!("{error:#}")))?;
     tracing::info!(%files, "confined");
-    serve(args, topology, text, Places { run_dir: &run_dir, state_dir: &state_dir, folders }, &files)
+    let places = Places { run_dir: &run_dir, state_dir: &state_dir, folders };
+    serve(args, Start { text, topology }, places, &files)
 }
 
-/// The operator's files, with what owners of tenants had set when the last daemon ran.
-fn with_owners(text: Text, args: &Args) -> Result<Text, Failure> {
-    let stated = own::run_dir(&text.text);
+/// The operator's files, with what owners of tenants had set when the last daemon ran; or all that it ran.
+fn asked(args: &Args) -> Result<Text, Failure> {
+    let given = args.file.as_deref().map(change::read).transpose()?;
+    let stated = given.as_ref().and_then(|text| own::run_dir(&text.text));
     let state_dir = state_dir(args.state_dir.as_deref(), args.run_dir.as_deref().or(stated.as_deref()))?;
-    let last = match generations::last(&state_dir) {
-        Ok((_, last)) => last.text,
-        Err(error) => {
-            if error.kind() != std::io::ErrorKind::NotFound {
-                tracing::error!(%error, "what owners of tenants have set is lost");
-            }
-            String::new()
+    // Going on without it would lose what owners have set.
+    let last = generations::last(&state_dir).map_err(|error| {
+        let current = state_dir.join(generations::FOLDER).join("current");
+        Failure::failed(format!(
+            "cannot read what ran last, and what owners of tenants have set: {error}; to start without that, remove {}",
+            current.display()
+        ))
+    })?;
+    match (given, last) {
+        (Some(text), last) => start::with_owners(text, &last.map_or(String::new(), |(_, last)| last.text)),
+        (None, Some((_, last))) => Ok(last),
+        (None, None) => {
+            let folder = state_dir.join(generations::FOLDER);
+            Err(Failure::failed(format!("no topology was applied yet: {} is empty", folder.display())))
         }
-    };
-    let whole = own::carry_on(&text.name, &text.text, &last);
-    let whole = whole
-        .map_err(|problems| Failure { exit: Exit::Usage, message: problems.render(Paint::stderr().0) })?;
-    Ok(Text { text: whole, ..text })
+    }
 }
 
 fn needs<'a>(
@@ -122,13 +118,7 @@ struct Places<'a> {
 }
 
 /// The daemon, from the first thread to the last.
-fn serve(
-    args: &Args,
-    topology: Topology,
-    text: Text,
-    places: Places<'_>,
-    files: &Confinement,
-) -> Result<Page, Failure> {
+fn serve(args: &Args, start: Start, places: Places<'_>, files: &Confinement) -> Result<Page, Failure> {
     let Places { run_dir, state_dir, folders } = places;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::failed(error.to_string()))?;
@@ -137,14 +127,12 @@ fn serve(
     let service = service.map_err(|error| Failure::failed(format!("cannot catch signals: {error}")))?;
     let inherited = inherited(args, run_dir)?;
     let took_over = !inherited.is_empty();
-    let not_kept = |error| Failure::failed(format!("cannot keep the topology: {error}"));
-    let generations = match Generations::open(state_dir) {
-        // The guests' connections are here now: without a history they are still served.
-        Err(error) if took_over => {
-            tracing::error!(%error, "what runs and will be applied is not kept");
-            None
+    let generations = kept(state_dir, took_over)?;
+    let Start { text, topology } = match &generations {
+        Some(generations) if args.take_over => {
+            start::reread(start, args.file.is_some(), generations, args.allow_unenforced)
         }
-        opened => Some(opened.map_err(not_kept)?),
+        Some(_) | None => start,
     };
     let origin = Origin { folders, ..origin(text, generations, &topology, args.allow_unenforced) };
     let nics = topology.tenants.iter().flat_map(|t| &t.vms).map(|vm| vm.nics.len()).sum();
@@ -161,7 +149,7 @@ fn serve(
         }
         Err(error) => {
             daemon.stop();
-            return Err(not_kept(error));
+            return Err(not_kept(&error));
         }
         Ok(()) => {}
     }
@@ -184,6 +172,22 @@ fn serve(
     Ok(Page::default())
 }
 
+/// Where topologies are kept.
+fn kept(state_dir: &Path, took_over: bool) -> Result<Option<Generations>, Failure> {
+    match Generations::open(state_dir) {
+        // The guests' connections are here now: without a history they are still served.
+        Err(error) if took_over => {
+            tracing::error!(%error, "what runs and will be applied is not kept");
+            Ok(None)
+        }
+        opened => opened.map(Some).map_err(|error| not_kept(&error)),
+    }
+}
+
+fn not_kept(error: &std::io::Error) -> Failure {
+    Failure::failed(format!("cannot keep the topology: {error}"))
+}
+
 /// The generation that the daemon starts with: a file that is not the current one becomes the next, once it runs.
 fn origin(
     text: Text,
@@ -191,7 +195,8 @@ fn origin(
     topology: &Topology,
     allow_unenforced: bool,
 ) -> Origin {
-    let current = generations.as_ref().and_then(Generations::current);
+    // One that cannot be read was refused before, or said.
+    let current = generations.as_ref().and_then(|generations| generations.current().ok().flatten());
     let (generation, stored) = match (&generations, current) {
         (_, Some((number, kept))) if kept.text == text.text => (number, Stored::As(number)),
         (Some(generations), current) => {
@@ -228,21 +233,6 @@ fn told(given: std::io::Result<()>) {
     }
 }
 
-/// Fail closed: an operator who asked for protection must not get less without knowing.
-fn refuse_unenforced(allowed: bool, name: &str, topology: &Topology) -> Result<(), Failure> {
-    if topology.unenforced.is_empty() {
-        return Ok(());
-    }
-    let list = check::unenforced(&topology.unenforced, Path::new(name));
-    if allowed {
-        tracing::warn!("{}", list.trim_end());
-        return Ok(());
-    }
-    let message =
-        format!("{list}vmrouter does not start without it; --allow-unenforced starts it all the same.");
-    Err(Failure { exit: Exit::Usage, message })
-}
-
 /// One VM takes a dozen file descriptors; the soft limit is often 1024.
 fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
@@ -255,20 +245,6 @@ fn raise_file_limit() {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn unenforced_protection_is_refused_unless_allowed() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("t.toml");
-        let text = "version = 1\n[tenant.me]\nquota = { iops = 1_000 }\n[tenant.me.network.lan]\nsubnets = [\"10.0.0.0/24\"]\n";
-        std::fs::write(&file, text).unwrap();
-        let topology = check::read(&file).unwrap();
-        let name = file.display().to_string();
-        let refused = refuse_unenforced(false, &name, &topology).unwrap_err();
-        assert_eq!(refused.exit, Exit::Usage);
-        assert!(refused.message.contains("t.toml:3:"), "{}", refused.message);
-        refuse_unenforced(true, &name, &topology).unwrap();
-    }
 
     #[test]
     fn a_file_becomes_a_generation_once() {
@@ -286,6 +262,6 @@ mod tests {
             }
             generations.set_current(wanted).unwrap();
         }
-        assert_eq!(generations::last(folder.path()).unwrap().1.text, "version = 1 # new");
+        assert_eq!(generations::last(folder.path()).unwrap().unwrap().1.text, "version = 1 # new");
     }
 }

@@ -7,7 +7,7 @@ use rustix::process::{Pid, test_kill_process};
 
 use super::{Exit, Failure};
 use crate::control::api::{Counts, PortName, PortStats, Source, Stats, Threads};
-use crate::control::client::{self, ClientError, Door};
+use crate::control::client::{self, ClientError, Endpoint};
 use crate::control::{threads_of, totals};
 use crate::counters::file::{self, StatsFile};
 use crate::sys;
@@ -27,12 +27,12 @@ pub struct Found {
 ///
 /// # Errors
 /// When there is neither.
-pub fn stats<'d>(door: impl Into<Door<'d>>) -> Result<Found, Failure> {
-    let door = door.into();
-    match client::get(door, "/v1/stats") {
+pub fn stats<'d>(endpoint: impl Into<Endpoint<'d>>) -> Result<Found, Failure> {
+    let endpoint = endpoint.into();
+    match client::get(endpoint, "/v1/stats") {
         Ok(stats) => Ok(Found { stats, notes: Vec::new(), exit: Exit::Ok }),
         Err(error @ (ClientError::Silent(_) | ClientError::NotRunning(_))) => {
-            let path = door.run_dir().join("stats");
+            let path = endpoint.run_dir().join("stats");
             match file::read(&path) {
                 Ok(found) => Ok(from_file(&found, &error, &path)),
                 Err(_) => Err(error.into()),
@@ -46,14 +46,14 @@ pub fn stats<'d>(door: impl Into<Door<'d>>) -> Result<Found, Failure> {
 ///
 /// # Errors
 /// When there is neither.
-pub fn threads<'d>(door: impl Into<Door<'d>>) -> Result<(Threads, Vec<String>, Exit), Failure> {
-    let door = door.into();
-    let error = match client::get(door, "/v1/threads") {
+pub fn threads<'d>(endpoint: impl Into<Endpoint<'d>>) -> Result<(Threads, Vec<String>, Exit), Failure> {
+    let endpoint = endpoint.into();
+    let error = match client::get(endpoint, "/v1/threads") {
         Ok(threads) => return Ok((threads, Vec::new(), Exit::Ok)),
         Err(error @ (ClientError::Silent(_) | ClientError::NotRunning(_))) => error,
         Err(error) => return Err(error.into()),
     };
-    let path = door.run_dir().join("stats");
+    let path = endpoint.run_dir().join("stats");
     let Ok(found) = file::read(&path) else { return Err(error.into()) };
     let (alive, notes) = notes(&found, &error, &path);
     // Nobody knows when a dead daemon died.

@@ -20,7 +20,7 @@ const HEADING: [&str; 11] = [
 /// # Errors
 /// When the daemon is not running, or no NIC passes the filters.
 pub fn page(context: &Context) -> Result<Page, Failure> {
-    let mut found = source::stats(context.door())?;
+    let mut found = source::stats(context.endpoint())?;
     let mark = context.since_last.then(|| Mark::since(context, "stats", &mut found)).transpose()?;
     filter(context, &mut found.stats)?;
     let mut text = if context.json {

@@ -29,7 +29,7 @@ Busy: share of the time in rounds that found frames. Cycles: of the time stamp c
 /// # Errors
 /// When the daemon is not running and left no counters.
 pub fn page(context: &Context, last: &mut Option<Threads>) -> Result<Page, Failure> {
-    let (found, notes, exit) = source::threads(context.door())?;
+    let (found, notes, exit) = source::threads(context.endpoint())?;
     let before = last.replace(found.clone());
     let interval = before.is_some();
     let shown = match before {

@@ -91,12 +91,12 @@ fn ends(key: KeyEvent) -> bool {
 
 /// What the daemon says now.
 fn sample(context: &Context) -> Result<Sample, Failure> {
-    let mut found = source::stats(context.door())?;
+    let mut found = source::stats(context.endpoint())?;
     if found.exit != Exit::Ok {
         return Err(Failure { exit: found.exit, message: found.notes.join("; ") });
     }
     stats::filter(context, &mut found.stats)?;
-    let threads = match source::threads(context.door()) {
+    let threads = match source::threads(context.endpoint()) {
         Ok((threads, ..)) => threads,
         // The owner of a tenant is told nothing about workers.
         Err(refused) if refused.exit == Exit::Failed => Threads::default(),

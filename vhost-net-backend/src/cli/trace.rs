@@ -79,7 +79,7 @@ pub fn page(context: &Context, args: &Args) -> Result<Page, Failure> {
     for (key, value) in given.iter().filter_map(|(key, value)| Some((key, value.as_ref()?))) {
         resource.push_str(&format!("&{key}={value}"));
     }
-    let found: Trace = client::get(context.door(), &resource)?;
+    let found: Trace = client::get(context.endpoint(), &resource)?;
     let text = if context.json { json(&found)? } else { render(context, &found) };
     let exit = if found.fate.outcome == Outcome::Dropped { Exit::Failed } else { Exit::Ok };
     Ok(Page { text, exit, ..Page::default() })
@@ -90,7 +90,7 @@ fn live(context: &Context, args: &Args) -> Result<Page, Failure> {
     let filters = capture::filters(context, args.drops)?;
     let resource = format!("/v1/trace/live?{filters}&n={}", args.n.unwrap_or(1));
     let (mut line, mut shown) = (Vec::new(), Ok(()));
-    client::stream(context.door(), &resource, client::reader_goes(), |bytes| {
+    client::stream(context.endpoint(), &resource, client::reader_goes(), |bytes| {
         for byte in bytes {
             if *byte != b'\n' {
                 line.push(*byte);

@@ -14,7 +14,7 @@ pub fn page(context: &Context, name: &str) -> Result<Page, Failure> {
     let paths = find_vms(context, name)?;
     let ask = |(tenant, vm): &(String, String)| {
         let (tenant, vm) = (legal_name("tenant", tenant)?, legal_name("VM", vm)?);
-        Ok(client::get(context.door(), &format!("/v1/vm/{tenant}/{vm}"))?)
+        Ok(client::get(context.endpoint(), &format!("/v1/vm/{tenant}/{vm}"))?)
     };
     let vms: Vec<Vm> = paths.iter().map(ask).collect::<Result<_, Failure>>()?;
     Ok(Page::of(match (context.json, vms.as_slice()) {
@@ -29,7 +29,7 @@ pub fn page(context: &Context, name: &str) -> Result<Page, Failure> {
 /// # Errors
 /// When the daemon is not running or has no such VM.
 pub(crate) fn find_vms(context: &Context, name: &str) -> Result<Vec<(String, String)>, Failure> {
-    let ports: Ports = client::get(context.door(), "/v1/ports")?;
+    let ports: Ports = client::get(context.endpoint(), "/v1/ports")?;
     let mut found: Vec<(String, String)> = Vec::new();
     for port in ports.ports {
         let (Some(tenant), Some(vm)) = (port.port.tenant, port.port.vm) else { continue };

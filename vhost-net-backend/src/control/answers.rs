@@ -35,7 +35,7 @@ impl PortView {
         }
     }
 
-    /// A NIC's link is what an operator made it, an uplink's is its device's.
+    /// A NIC's link is what an operator or an owner made it, an uplink's is its device's.
     pub(super) fn link(&self) -> api::Link {
         let down = match &self.identity {
             Identity::Uplink(_) => self.state() == api::State::Down,

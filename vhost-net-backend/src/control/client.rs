@@ -1,6 +1,7 @@
 //! Asking the daemon.
 
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -47,27 +48,28 @@ pub enum ClientError {
     /// The answer makes no sense: another program, or another version.
     #[error("cannot understand the answer from {}: {why}", path.display())]
     Answer {
-        /// The control socket.
+        /// The socket that was asked.
         path: PathBuf,
         /// What is wrong with it.
         why: String,
     },
 }
 
-/// Where a daemon is asked: at its control socket, or, by whoever may not open that, at the socket of a tenant's owner.
+/// Where a daemon is asked: at its control socket, or at the socket of a tenant's owner by whoever may not open that, or may
+/// not change anything there.
 #[derive(Clone, Copy, Debug)]
-pub struct Door<'a> {
+pub struct Endpoint<'a> {
     run_dir: &'a Path,
     tenant: Option<&'a str>,
 }
 
-impl<'a, P: AsRef<Path> + ?Sized> From<&'a P> for Door<'a> {
+impl<'a, P: AsRef<Path> + ?Sized> From<&'a P> for Endpoint<'a> {
     fn from(run_dir: &'a P) -> Self {
         Self { run_dir: run_dir.as_ref(), tenant: None }
     }
 }
 
-impl<'a> Door<'a> {
+impl<'a> Endpoint<'a> {
     /// Of the daemon that runs in `run_dir`, to ask it about `tenant`.
     #[must_use]
     pub fn of(run_dir: &'a Path, tenant: Option<&'a str>) -> Self {
@@ -82,33 +84,44 @@ impl<'a> Door<'a> {
         self.run_dir
     }
 
-    fn control(self) -> PathBuf {
-        self.run_dir.join(SOCKET)
-    }
-
-    async fn connect(self) -> Result<(UnixStream, PathBuf), ClientError> {
-        let control = self.control();
-        let denied = match (UnixStream::connect(&control).await, self.tenant) {
+    /// Connects to the right one, and says which that is.
+    async fn connect(self, method: &Method) -> Result<(UnixStream, PathBuf), ClientError> {
+        let control = self.run_dir.join(SOCKET);
+        let own = self.tenant.map(|tenant| self.run_dir.join(tenant).join(OWNERS_SOCKET));
+        if let Some(own) = own.as_ref().filter(|_| method == Method::PUT && !may_change(&control))
+            && let Ok(stream) = UnixStream::connect(own).await
+        {
+            return Ok((stream, own.clone()));
+        }
+        let (denied, own) = match (UnixStream::connect(&control).await, own) {
             (Ok(stream), _) => return Ok((stream, control)),
-            (Err(error), Some(tenant)) if error.kind() == io::ErrorKind::PermissionDenied => (error, tenant),
+            (Err(error), Some(own)) if error.kind() == io::ErrorKind::PermissionDenied => (error, own),
             (Err(error), _) => return Err(not_connected(&control, &error)),
         };
-        let own = self.run_dir.join(denied.1).join(OWNERS_SOCKET);
         match UnixStream::connect(&own).await {
             Ok(stream) => Ok((stream, own)),
             // That tenant has no owner.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(not_connected(&control, &denied.0)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(not_connected(&control, &denied)),
             Err(error) => Err(not_connected(&own, &error)),
         }
     }
 }
 
-/// The answer to `GET resource` from the daemon behind `door`.
+/// Whether we are root or the daemon's own user: all others of the socket's group may look only.
+fn may_change(control: &Path) -> bool {
+    let ours = rustix::process::geteuid();
+    ours.is_root() || std::fs::metadata(control).is_ok_and(|found| found.uid() == ours.as_raw())
+}
+
+/// The answer to `GET resource` from the daemon at `endpoint`.
 ///
 /// # Errors
 /// [`ClientError`] says why there is none.
-pub fn get<'d, T: DeserializeOwned>(door: impl Into<Door<'d>>, resource: &str) -> Result<T, ClientError> {
-    exchange(door.into(), Method::GET, resource, Bytes::new(), ANSWER_TIME)
+pub fn get<'d, T: DeserializeOwned>(
+    endpoint: impl Into<Endpoint<'d>>,
+    resource: &str,
+) -> Result<T, ClientError> {
+    exchange(endpoint.into(), Method::GET, resource, Bytes::new(), ANSWER_TIME)
 }
 
 /// The answer to `PUT resource`, which only root, the daemon's own user and the owner of a tenant may ask for.
@@ -116,11 +129,11 @@ pub fn get<'d, T: DeserializeOwned>(door: impl Into<Door<'d>>, resource: &str) -
 /// # Errors
 /// [`ClientError`] says why there is none.
 pub fn put<'d, T: DeserializeOwned>(
-    door: impl Into<Door<'d>>,
+    endpoint: impl Into<Endpoint<'d>>,
     resource: &str,
     wanted: &impl Serialize,
 ) -> Result<T, ClientError> {
-    put_within(door, resource, wanted, ANSWER_TIME)
+    put_within(endpoint, resource, wanted, ANSWER_TIME)
 }
 
 /// The same for what may take so long.
@@ -128,34 +141,41 @@ pub fn put<'d, T: DeserializeOwned>(
 /// # Errors
 /// As [`put`].
 pub fn put_within<'d, T: DeserializeOwned>(
-    door: impl Into<Door<'d>>,
+    endpoint: impl Into<Endpoint<'d>>,
     resource: &str,
     wanted: &impl Serialize,
     time: Duration,
 ) -> Result<T, ClientError> {
-    let door = door.into();
+    let endpoint = endpoint.into();
     let body = serde_json::to_vec(wanted);
-    let body = body.map_err(|e| ClientError::Answer { path: door.control(), why: e.to_string() })?;
-    exchange(door, Method::PUT, resource, body.into(), time)
+    let body = body.map_err(|error| not_asked(endpoint, &error))?;
+    exchange(endpoint, Method::PUT, resource, body.into(), time)
+}
+
+/// Nobody has been asked yet.
+fn not_asked(endpoint: Endpoint<'_>, error: &dyn std::error::Error) -> ClientError {
+    ClientError::Answer { path: endpoint.run_dir.join(SOCKET), why: error.to_string() }
 }
 
 fn exchange<T: DeserializeOwned>(
-    door: Door<'_>,
+    endpoint: Endpoint<'_>,
     method: Method,
     resource: &str,
     body: Bytes,
     time: Duration,
 ) -> Result<T, ClientError> {
-    let path = door.control();
-    let failed = |why: String| ClientError::Answer { path: path.clone(), why };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| failed(error.to_string()))?;
-    let asked = async { tokio::time::timeout(time, ask(door, method, resource, body)).await };
-    let (status, body) = runtime.block_on(asked).map_err(|_| ClientError::Silent(path.clone()))??;
-    if status.is_success() {
-        return serde_json::from_slice(&body).map_err(|error| failed(error.to_string()));
-    }
-    Err(refusal(&path, status, &body))
+    let runtime = runtime.map_err(|error| not_asked(endpoint, &error))?;
+    runtime.block_on(async {
+        let (stream, path) = endpoint.connect(&method).await?;
+        let asked = tokio::time::timeout(time, ask(stream, &path, method, resource, body)).await;
+        let (status, body) = asked.map_err(|_| ClientError::Silent(path.clone()))??;
+        if status.is_success() {
+            let failed = |why| ClientError::Answer { path: path.clone(), why };
+            return serde_json::from_slice(&body).map_err(|error| failed(error.to_string()));
+        }
+        Err(refusal(&path, status, &body))
+    })
 }
 
 /// What an answer means that is not a good one.
@@ -198,18 +218,19 @@ pub async fn reader_goes() {
 /// # Errors
 /// [`ClientError`] says why there is no answer, or no end of it.
 pub fn stream<'d>(
-    door: impl Into<Door<'d>>,
+    endpoint: impl Into<Endpoint<'d>>,
     resource: &str,
     stop: impl Future<Output = ()>,
     mut each: impl FnMut(&[u8]) -> bool,
 ) -> Result<(), ClientError> {
-    let door = door.into();
-    let path = door.control();
-    let failed = |why: String| ClientError::Answer { path: path.clone(), why };
+    let endpoint = endpoint.into();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| failed(error.to_string()))?;
+    let runtime = runtime.map_err(|error| not_asked(endpoint, &error))?;
     runtime.block_on(async {
-        let asked = tokio::time::timeout(ANSWER_TIME, send(door, Method::GET, resource, Bytes::new())).await;
+        let (stream, path) = endpoint.connect(&Method::GET).await?;
+        let failed = |why: String| ClientError::Answer { path: path.clone(), why };
+        let asked = send(stream, &path, Method::GET, resource, Bytes::new());
+        let asked = tokio::time::timeout(ANSWER_TIME, asked).await;
         let response = asked.map_err(|_| ClientError::Silent(path.clone()))??;
         let (status, mut body) = (response.status(), response.into_body());
         if !status.is_success() {
@@ -233,26 +254,27 @@ pub fn stream<'d>(
 }
 
 async fn ask(
-    door: Door<'_>,
+    stream: UnixStream,
+    path: &Path,
     method: Method,
     resource: &str,
     body: Bytes,
 ) -> Result<(StatusCode, Bytes), ClientError> {
-    let failed = |why: String| ClientError::Answer { path: door.control(), why };
-    let response = send(door, method, resource, body).await?;
+    let failed = |why: String| ClientError::Answer { path: path.to_owned(), why };
+    let response = send(stream, path, method, resource, body).await?;
     let status = response.status();
     let body = Limited::new(response.into_body(), ANSWER_BYTES).collect().await;
     Ok((status, body.map_err(|error| failed(error.to_string()))?.to_bytes()))
 }
 
 async fn send(
-    door: Door<'_>,
+    stream: UnixStream,
+    path: &Path,
     method: Method,
     resource: &str,
     body: Bytes,
 ) -> Result<hyper::Response<hyper::body::Incoming>, ClientError> {
-    let (stream, path) = door.connect().await?;
-    let failed = |why: String| ClientError::Answer { path: path.clone(), why };
+    let failed = |why: String| ClientError::Answer { path: path.to_owned(), why };
     let shaken = http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = shaken.map_err(|error| failed(error.to_string()))?;
     tokio::spawn(connection);
@@ -260,7 +282,7 @@ async fn send(
     let request = request.body(Full::new(body));
     let request = request.map_err(|error| failed(error.to_string()))?;
     // The daemon may die, or hang up on one client too many, at any time.
-    sender.send_request(request).await.map_err(|_| ClientError::Silent(path.clone()))
+    sender.send_request(request).await.map_err(|_| ClientError::Silent(path.to_owned()))
 }
 
 fn not_connected(path: &Path, error: &io::Error) -> ClientError {

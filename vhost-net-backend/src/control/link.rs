@@ -1,5 +1,7 @@
-//! `PUT /v1/link/{tenant}/{vm}/{nic}`: an operator, or the owner of a tenant, takes a NIC's link down, or up again.
+//! `PUT /v1/link/{tenant}/{vm}/{nic}`: an operator, or the owner of a tenant, takes a NIC's link down, or up again;
+//! an owner not one that an operator took down.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
@@ -14,6 +16,7 @@ use super::server::{Caller, Shared, problem};
 use super::{answers, api};
 use crate::daemon::View;
 use crate::port::{PortShared, lock};
+use crate::vhost_user::By;
 
 /// Longest time for the VMM's vrings to be stopped: after the running burst.
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -42,23 +45,27 @@ pub(super) async fn set(
     let Some(id) = view.ports.iter().find(named).map(|port| port.id) else {
         return problem(StatusCode::NOT_FOUND, &unknown(&view, &caller.scope, &wanted));
     };
+    let by = By { uid: caller.uid, owner: matches!(caller.scope, Scope::Owner(_)) };
     // It waits for another thread. The turn of an owner ends with it.
     let done = tokio::task::spawn_blocking(move || {
         let _turn = caller.turn;
-        obey(&view, id, up)
+        obey(&view, id, up, by)
     });
     let done = done.await;
     match done {
         Ok(Ok(Some(port))) => Json(port).into_response(),
         Ok(Ok(None)) => problem(StatusCode::NOT_FOUND, "no such NIC"),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => {
+            problem(StatusCode::FORBIDDEN, &error.to_string())
+        }
         Ok(Err(error)) => problem(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
         Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }
 }
 
-fn obey(view: &View, id: PortId, up: bool) -> std::io::Result<Option<api::PortInfo>> {
+fn obey(view: &View, id: PortId, up: bool, by: By) -> io::Result<Option<api::PortInfo>> {
     let Some(port) = view.ports.get(id.index()) else { return Ok(None) };
-    view.links.set(port.id, &port.name, up)?;
+    view.links.set(port.id, &port.name, up, by)?;
     let end = Instant::now() + PATIENCE;
     while !up && is_connected(port) && Instant::now() < end {
         std::thread::sleep(LOOK_EVERY);

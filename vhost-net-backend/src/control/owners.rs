@@ -1,6 +1,6 @@
 //! `RUN_DIR/TENANT/tenant.sock`: where the owner of a tenant asks, and changes what is its own.
 //!
-//! The sockets follow the topology: [`Doors`] makes and removes them with each change. One thread serves them all, apart
+//! The sockets follow the topology: [`OwnersSockets`] makes and removes them with each change. One thread serves them all, apart
 //! from the operator's. Anybody may connect, for the daemon may not give files away; who does, the kernel says, and only the
 //! owner, root and the daemon's own user get a place and an answer. What that may be: see [`super::scope`].
 
@@ -17,7 +17,7 @@ use tokio::task::AbortHandle;
 use topology::Topology;
 
 use super::http::{ServerThread, clients};
-use super::server::Api;
+use super::server::OwnersApi;
 use super::socket::OwnersSocket;
 use crate::daemon::apply::may_set;
 use crate::daemon::{Applier, Board};
@@ -41,64 +41,65 @@ pub(crate) type Orders = UnboundedReceiver<Order>;
 
 /// The sockets of all owners.
 #[derive(Debug)]
-pub(crate) struct Doors {
+pub(crate) struct OwnersSockets {
     run_dir: PathBuf,
-    open: HashSet<String>,
+    /// Tenants whose owners can connect.
+    served: HashSet<String>,
     orders: UnboundedSender<Order>,
 }
 
 /// Sockets of the next configuration that nobody can find yet; they go with this.
 #[derive(Debug)]
-pub(crate) struct Opening(Vec<(String, OwnersSocket)>);
+pub(crate) struct HiddenSockets(Vec<(String, OwnersSocket)>);
 
-impl Doors {
+impl OwnersSockets {
     /// None yet; who serves them is told by the channel.
     pub(crate) fn new(run_dir: PathBuf) -> (Self, Orders) {
         let (orders, told) = unbounded_channel();
-        (Self { run_dir, open: HashSet::new(), orders }, told)
+        (Self { run_dir, served: HashSet::new(), orders }, told)
+    }
+
+    /// Takes away what a daemon that was killed has left of tenants without an owner.
+    pub(crate) fn tidy(&self, topology: &Topology) {
+        for tenant in topology.tenants.iter().filter(|tenant| tenant.owner.is_none()) {
+            super::socket::close_to_owner(&self.run_dir.join(&tenant.name));
+        }
     }
 
     /// Makes those that are missing.
     ///
     /// # Errors
     /// One cannot be made; the message names it.
-    pub(crate) fn prepare(&self, topology: &Topology) -> io::Result<Opening> {
-        let missing = owned(topology).filter(|tenant| !self.open.contains(*tenant));
+    pub(crate) fn prepare(&self, topology: &Topology) -> io::Result<HiddenSockets> {
+        let missing = owned(topology).filter(|tenant| !self.served.contains(*tenant));
         let made =
             missing.map(|tenant| Ok((tenant.to_owned(), OwnersSocket::hidden(&self.run_dir.join(tenant))?)));
-        Ok(Opening(made.collect::<io::Result<_>>()?))
+        Ok(HiddenSockets(made.collect::<io::Result<_>>()?))
     }
 
-    /// Opens them, and closes those of tenants that have no owner any more.
-    pub(crate) fn open(&mut self, opening: Opening, topology: &Topology) {
+    /// Shows them, and takes away those of tenants that have no owner any more.
+    pub(crate) fn show(&mut self, hidden: HiddenSockets, topology: &Topology) {
         let wanted: HashSet<&str> = owned(topology).collect();
-        let closed: Vec<String> =
-            self.open.iter().filter(|open| !wanted.contains(open.as_str())).cloned().collect();
-        for tenant in closed {
-            self.open.remove(&tenant);
+        for tenant in self.served.extract_if(|tenant| !wanted.contains(tenant.as_str())) {
             super::socket::close_to_owner(&self.run_dir.join(&tenant));
             // A thread that is gone serves nobody.
             let _ = self.orders.send(Order::Close(tenant));
         }
-        for (tenant, socket) in opening.0 {
+        for (tenant, socket) in hidden.0 {
             match socket.show() {
                 Ok(listener) => {
-                    self.open.insert(tenant.clone());
+                    self.served.insert(tenant.clone());
                     let _ = self.orders.send(Order::Open(tenant, listener));
                 }
                 Err(error) => tracing::error!(tenant, %error, "its owner cannot ask"),
             }
         }
-        // Also what a daemon before left behind.
-        for tenant in topology.tenants.iter().filter(|tenant| tenant.owner.is_none()) {
-            super::socket::close_to_owner(&self.run_dir.join(&tenant.name));
-        }
     }
 }
 
-impl Drop for Doors {
+impl Drop for OwnersSockets {
     fn drop(&mut self) {
-        self.open.iter().for_each(|tenant| super::socket::close_to_owner(&self.run_dir.join(tenant)));
+        self.served.iter().for_each(|tenant| super::socket::close_to_owner(&self.run_dir.join(tenant)));
     }
 }
 
@@ -118,7 +119,7 @@ impl OwnersServer {
     /// # Errors
     /// The thread cannot be made.
     pub(crate) fn start(board: Board, applier: &Arc<Applier>, orders: Orders) -> io::Result<Self> {
-        let api = Api::with_applier(board.clone(), Arc::clone(applier));
+        let api = OwnersApi::with_applier(board.clone(), Arc::clone(applier));
         let thread = ServerThread::start("owners", NICE, || async move {
             serve(board, api, orders).await;
             // The daemon ends; what is under way goes on until then.
@@ -128,21 +129,21 @@ impl OwnersServer {
     }
 }
 
-async fn serve(board: Board, api: Api, mut orders: Orders) {
+async fn serve(board: Board, api: OwnersApi, mut orders: Orders) {
     let strangers = Arc::new(Semaphore::new(STRANGERS));
     let mut served: HashMap<String, AbortHandle> = HashMap::new();
     while let Some(order) = orders.recv().await {
         match order {
             Order::Open(tenant, listener) => match UnixListener::from_std(listener) {
                 Ok(listener) => {
-                    let door = Door {
+                    let socket = TenantSocket {
                         tenant: tenant.as_str().into(),
                         board: board.clone(),
                         api: api.clone(),
                         strangers: Arc::clone(&strangers),
                     };
-                    let task =
-                        tokio::spawn(clients(listener, CLIENTS, move |stream| door.clone().answer(stream)));
+                    let answer = move |stream| socket.clone().answer(stream);
+                    let task = tokio::spawn(clients(listener, CLIENTS, answer));
                     served.insert(tenant, task.abort_handle());
                 }
                 Err(error) => tracing::error!(tenant, %error, "its owner cannot ask"),
@@ -154,18 +155,18 @@ async fn serve(board: Board, api: Api, mut orders: Orders) {
 
 /// One socket, and who answers there.
 #[derive(Clone, Debug)]
-struct Door {
+struct TenantSocket {
     tenant: Arc<str>,
     board: Board,
-    api: Api,
+    api: OwnersApi,
     strangers: Arc<Semaphore>,
 }
 
-impl Door {
+impl TenantSocket {
     async fn answer(self, stream: UnixStream) {
         let Ok(peer) = stream.peer_cred() else { return };
         let is_owner = may_set(&self.board.view().topology, &self.tenant, peer.uid());
-        let answered = self.api.answer_owner(stream, peer.uid(), self.tenant);
+        let answered = self.api.answer(stream, peer.uid(), self.tenant);
         if is_owner {
             answered.await;
         } else if let Ok(place) = self.strangers.try_acquire_owned() {

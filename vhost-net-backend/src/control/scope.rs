@@ -7,6 +7,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -156,13 +157,13 @@ impl Scope {
                 return "nothing was changed: a change of the operator's waits to be confirmed".to_owned();
             }
             Refusal::Wrong(_) => {
-                "it does not fit what the operator has set for others: addresses beyond the same uplink, a peering or a test"
+                "it does not fit what the operator has set for others: addresses beyond the same uplink, a peering or a test; or the whole router has no room for it, such as for more than 4096 NICs"
             }
             Refusal::Restart(_) | Refusal::Failed(_) => {
                 "the router cannot do it: the operator's log says why"
             }
         };
-        if SAID.may_say(Instant::now()) {
+        if LAST_SAID.may_say(own, Instant::now()) {
             let why: String = refusal.to_string().chars().take(LONGEST).collect();
             tracing::warn!(tenant = &**own, "what its owner asks for was refused: {why}");
         }
@@ -184,24 +185,27 @@ fn has_subnet(tenant: &Tenant, net: &str) -> bool {
     v4.chain(v6).any(|own| own.contains(&net))
 }
 
-/// Between two lines in the log about what owners ask for.
+/// Between two lines in the log about what one owner asks for.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 /// Characters of one.
 const LONGEST: usize = 4000;
+/// Tenants about which there was one in that time: no more than a topology has.
+const SAID: usize = 1024;
 
-static SAID: Said = Said(Mutex::new(None));
+static LAST_SAID: LastSaid = LastSaid(Mutex::new(BTreeMap::new()));
 
-/// When the log last said what an owner may not read: an owner can cause it as often as it likes.
-struct Said(Mutex<Option<Instant>>);
+/// When the log last said what each owner may not read: one can cause it as often as it likes, and silences no other.
+struct LastSaid(Mutex<BTreeMap<Arc<str>, Instant>>);
 
-impl Said {
-    fn may_say(&self, now: Instant) -> bool {
+impl LastSaid {
+    fn may_say(&self, tenant: &Arc<str>, now: Instant) -> bool {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_due = last.is_none_or(|last| now.saturating_duration_since(last) >= SAY_EVERY);
-        if is_due {
-            *last = Some(now);
+        last.retain(|_, at| now.saturating_duration_since(*at) < SAY_EVERY);
+        let may = !last.contains_key(tenant) && last.len() < SAID;
+        if may {
+            last.insert(Arc::clone(tenant), now);
         }
-        is_due
+        may
     }
 }
 

@@ -91,12 +91,9 @@ async fn connection(stream: UnixStream, api: Api) {
     api.answer(stream, peer.uid()).await;
 }
 
-/// Everything that the control socket and those of owners answer, on any stream of bytes.
+/// Everything that the control socket answers, on any stream of bytes.
 #[derive(Clone, Debug)]
-pub struct Api {
-    operators: Router,
-    owners: Router,
-}
+pub struct Api(Router);
 
 impl Api {
     /// About that daemon.
@@ -105,29 +102,41 @@ impl Api {
         Self::of(Served::new(board, None))
     }
 
+    fn of(served: Served) -> Self {
+        Self(for_operators(served))
+    }
+
+    /// Answers one client, of user `uid`, until it goes or is too slow. Wants a runtime with timers.
+    pub async fn answer(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, uid: u32) {
+        serve_one(self.0, stream, uid, Scope::Operator).await;
+    }
+}
+
+/// Everything that the sockets of tenants' owners answer.
+#[derive(Clone, Debug)]
+pub struct OwnersApi(Router);
+
+impl OwnersApi {
+    /// About that daemon.
+    #[must_use]
+    pub fn new(board: Board) -> Self {
+        Self(for_owners(Served::new(board, None)))
+    }
+
     /// The same, and changes what runs.
     #[must_use]
     pub(crate) fn with_applier(board: Board, applier: Arc<Applier>) -> Self {
-        Self::of(Served::new(board, Some(applier)))
+        Self(for_owners(Served::new(board, Some(applier))))
     }
 
-    fn of(served: Served) -> Self {
-        Self { operators: for_operators(served.clone()), owners: for_owners(served) }
-    }
-
-    /// Answers one client of the control socket, of user `uid`, until it goes or is too slow. Wants a runtime with timers.
-    pub async fn answer(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, uid: u32) {
-        serve_one(self.operators, stream, uid, Scope::Operator).await;
-    }
-
-    /// The same for a client of the socket of a tenant's owner.
-    pub async fn answer_owner(
+    /// As [`Api::answer`], at the socket of that tenant's owner.
+    pub async fn answer(
         self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         uid: u32,
         tenant: Arc<str>,
     ) {
-        serve_one(self.owners, stream, uid, Scope::Owner(tenant)).await;
+        serve_one(self.0, stream, uid, Scope::Owner(tenant)).await;
     }
 }
 

@@ -28,13 +28,15 @@ pub(super) fn bind(run_dir: &Path) -> io::Result<(UnixListener, PathBuf)> {
 
 /// Name of the socket of a tenant's owner, below the tenant's directory. A NIC's has a dot before its number.
 pub const OWNERS_SOCKET: &str = "tenant.sock";
+/// The same before it is shown.
+const HIDDEN: &str = ".tenant.sock";
 
-/// The socket of a tenant's owner under another name; removed if it is not shown.
+/// The socket of a tenant's owner under another name; unless it is shown, all that was done for it is taken back.
 #[derive(Debug)]
 pub(super) struct OwnersSocket {
-    listener: UnixListener,
-    hidden: PathBuf,
-    path: PathBuf,
+    directory: PathBuf,
+    /// Nothing: it is shown.
+    listener: Option<UnixListener>,
 }
 
 impl OwnersSocket {
@@ -46,31 +48,48 @@ impl OwnersSocket {
             }
             _ => pass(directory, true).map_err(|error| named(directory, &error))?,
         }
-        let (hidden, path) = (directory.join(format!(".{OWNERS_SOCKET}")), directory.join(OWNERS_SOCKET));
-        remove_if_there(&hidden)?;
-        let listener = UnixListener::bind(&hidden).map_err(|error| named(&hidden, &error))?;
-        // The daemon cannot give it to the owner: whoever connects is asked who he is.
-        fs::set_permissions(&hidden, Permissions::from_mode(0o666))?;
-        listener.set_nonblocking(true)?;
-        Ok(Self { listener, hidden, path })
+        match listen(&directory.join(HIDDEN)) {
+            Ok(listener) => Ok(Self { directory: directory.to_owned(), listener: Some(listener) }),
+            Err(error) => {
+                shut(directory);
+                Err(error)
+            }
+        }
     }
 
     /// From now on it is found.
-    pub(super) fn show(self) -> io::Result<UnixListener> {
-        fs::rename(&self.hidden, &self.path).map_err(|error| named(&self.path, &error))?;
-        self.listener.try_clone()
+    pub(super) fn show(mut self) -> io::Result<UnixListener> {
+        let path = self.directory.join(OWNERS_SOCKET);
+        fs::rename(self.directory.join(HIDDEN), &path).map_err(|error| named(&path, &error))?;
+        self.listener.take().ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 }
 
 impl Drop for OwnersSocket {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.hidden);
+        if self.listener.is_some() {
+            let _ = fs::remove_file(self.directory.join(HIDDEN));
+            shut(&self.directory);
+        }
     }
+}
+
+fn listen(hidden: &Path) -> io::Result<UnixListener> {
+    remove_if_there(hidden)?;
+    let listener = UnixListener::bind(hidden).map_err(|error| named(hidden, &error))?;
+    // The daemon cannot give it to the owner: whoever connects is asked who he is.
+    fs::set_permissions(hidden, Permissions::from_mode(0o666))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }
 
 /// Removes the socket from the tenant's directory, through which others than VMMs have no way any more.
 pub(super) fn close_to_owner(directory: &Path) {
     let _ = fs::remove_file(directory.join(OWNERS_SOCKET));
+    shut(directory);
+}
+
+fn shut(directory: &Path) {
     // If a VM's sockets are in it, it stays.
     if fs::remove_dir(directory).is_err()
         && let Err(error) = pass(directory, false)
@@ -132,8 +151,20 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let tenant = folder.path().join("acme");
         let mode = || fs::metadata(&tenant).unwrap().permissions().mode() & 0o777;
+        let hidden = OwnersSocket::hidden(&tenant).unwrap();
+        assert_eq!((mode(), fs::read_dir(&tenant).unwrap().count()), (0o751, 1));
+        // What is not shown leaves nothing behind, nor does what cannot be made.
+        drop(hidden);
+        assert!(!tenant.exists());
+        fs::create_dir_all(tenant.join(HIDDEN)).unwrap();
+        fs::set_permissions(&tenant, Permissions::from_mode(0o750)).unwrap();
+        OwnersSocket::hidden(&tenant).unwrap_err();
+        assert_eq!(mode(), 0o750);
+        fs::remove_dir(tenant.join(HIDDEN)).unwrap();
+        fs::write(tenant.join("web0.0.sock"), "").unwrap();
         drop(OwnersSocket::hidden(&tenant).unwrap());
-        assert_eq!((mode(), fs::read_dir(&tenant).unwrap().count()), (0o751, 0));
+        assert_eq!((mode(), fs::read_dir(&tenant).unwrap().count()), (0o750, 1));
+        fs::remove_file(tenant.join("web0.0.sock")).unwrap();
         let path = tenant.join(OWNERS_SOCKET);
         for _ in 0..2 {
             // The second takes the place of what a dead daemon left.

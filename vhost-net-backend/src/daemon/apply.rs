@@ -39,7 +39,7 @@ use self::next::Next;
 pub use self::refusal::Refusal;
 use super::Board;
 use super::generations::{Generations, Outcome, Record, Text};
-use crate::control::Doors;
+use crate::control::OwnersSockets;
 use crate::mirror::{Folders, Mirrors};
 use crate::ring_state::Store;
 use crate::uplink::UplinkEvent;
@@ -94,7 +94,7 @@ pub(super) struct Setup {
     /// The change that waits to be confirmed.
     pub(super) pending: Option<Pending>,
     /// The sockets of tenants' owners.
-    pub(super) doors: Doors,
+    pub(super) owners: OwnersSockets,
 }
 
 /// A change that waits to be confirmed; dropping it ends the waiting.
@@ -305,12 +305,13 @@ impl Applier {
     }
 
     /// Opens the sockets of tenants' owners when the daemon starts.
-    pub(super) fn open_doors(&self) -> io::Result<()> {
+    pub(super) fn serve_owners(&self) -> io::Result<()> {
         let mut setup = self.lock();
         let Some(setup) = setup.as_mut() else { return Ok(()) };
         let topology = Arc::clone(&setup.board.view().topology);
-        let opening = setup.doors.prepare(&topology)?;
-        setup.doors.open(opening, &topology);
+        setup.owners.tidy(&topology);
+        let hidden = setup.owners.prepare(&topology)?;
+        setup.owners.show(hidden, &topology);
         Ok(())
     }
 
@@ -413,7 +414,7 @@ impl Setup {
         if !restart.is_empty() {
             return Err(Refusal::Restart(restart));
         }
-        let notes = notes(&topology);
+        let (notes, before) = (notes(&topology), notes(&view.topology));
         let next = Next::prepare(self, &view, topology, generation)?;
         if let Err(error) = keep(self, &next) {
             next.abandon();
@@ -423,6 +424,8 @@ impl Setup {
         self.origin.generation = generation;
         let took = begun.elapsed();
         tracing::info!(generation, changes = plan.changes.len(), ?took, "another configuration runs");
+        // Those of before were said when they came.
+        notes.iter().filter(|note| !before.contains(note)).for_each(|note| tracing::info!("{note}"));
         Ok(Applied { plan, generation, took, notes })
     }
 

@@ -106,7 +106,8 @@ impl Generations {
     /// The greatest number that was used; 0: there is none.
     #[must_use]
     pub fn newest(&self) -> u64 {
-        let used = number(&self.folder, "used").unwrap_or(0);
+        let used = fs::read_to_string(self.folder.join("used")).ok();
+        let used = used.and_then(|text| text.trim().parse().ok()).unwrap_or(0);
         numbers(&self.folder).last().copied().unwrap_or(0).max(used)
     }
 
@@ -147,7 +148,7 @@ impl Generations {
     /// # Errors
     /// As [`Self::add`].
     pub fn set_current(&self, generation: u64) -> io::Result<()> {
-        if current(&self.folder) == Some(generation) {
+        if matches!(current(&self.folder), Ok(Some(current)) if current == generation) {
             return Ok(());
         }
         self.put("current", format!("{generation}\n").as_bytes())?;
@@ -178,7 +179,7 @@ impl Generations {
     #[must_use]
     pub fn history(&self) -> (Vec<Record>, Option<u64>) {
         let records = numbers(&self.folder).into_iter().filter_map(|number| record(&self.folder, number));
-        (records.collect(), current(&self.folder))
+        (records.collect(), current(&self.folder).ok().flatten())
     }
 
     /// The topology file of a generation.
@@ -189,11 +190,12 @@ impl Generations {
         text(&self.folder, generation)
     }
 
-    /// The topology file of the current generation.
-    #[must_use]
-    pub fn current(&self) -> Option<(u64, Text)> {
-        let number = current(&self.folder)?;
-        Some((number, self.text(number).ok()?))
+    /// The topology file of the current generation, if there is one.
+    ///
+    /// # Errors
+    /// There is one, and it cannot be read.
+    pub fn current(&self) -> io::Result<Option<(u64, Text)>> {
+        newest(&self.folder)
     }
 
     fn put(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
@@ -213,19 +215,16 @@ impl Generations {
     }
 }
 
-/// The file of the generation that ran last below `state_dir`, for a daemon that is started without one.
+/// The file of the generation that ran last below `state_dir`, if there is one.
 ///
 /// # Errors
-/// There is none, or it cannot be read.
-pub fn last(state_dir: &Path) -> io::Result<(u64, Text)> {
-    let folder = state_dir.join(FOLDER);
-    let number = current(&folder).ok_or_else(|| {
-        io::Error::new(
-            io::ErrorKind::NotFound,
-            format!("no topology was applied yet: {} is empty", folder.display()),
-        )
-    })?;
-    Ok((number, text(&folder, number)?))
+/// There is one, and it cannot be read. The message names the file.
+pub fn last(state_dir: &Path) -> io::Result<Option<(u64, Text)>> {
+    newest(&state_dir.join(FOLDER))
+}
+
+fn newest(folder: &Path) -> io::Result<Option<(u64, Text)>> {
+    current(folder)?.map(|number| Ok((number, text(folder, number)?))).transpose()
 }
 
 fn text(folder: &Path, generation: u64) -> io::Result<Text> {
@@ -242,12 +241,18 @@ fn record(folder: &Path, generation: u64) -> Option<Record> {
     serde_json::from_slice(&bytes).ok()
 }
 
-fn current(folder: &Path) -> Option<u64> {
-    number(folder, "current")
-}
-
-fn number(folder: &Path, name: &str) -> Option<u64> {
-    fs::read_to_string(folder.join(name)).ok()?.trim().parse().ok()
+/// None only if there is no such file: whatever else is wrong must not pass for that, or what owners have set is lost.
+fn current(folder: &Path) -> io::Result<Option<u64>> {
+    let path = folder.join("current");
+    let naming = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let text = match fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        text => text.map_err(naming)?,
+    };
+    let number = text.trim().parse();
+    let wrong =
+        |_| naming(io::Error::new(io::ErrorKind::InvalidData, "it is not the number of a generation"));
+    number.map(Some).map_err(wrong)
 }
 
 /// Of all generations, the least first.
@@ -280,10 +285,10 @@ mod tests {
     #[test]
     fn what_was_applied_is_found_again_and_old_ones_go() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(last(folder.path()).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(last(folder.path()).unwrap(), None);
         let generations = Generations::open(folder.path()).unwrap();
         assert_eq!(Generations::open(folder.path()).unwrap_err().kind(), io::ErrorKind::AddrInUse);
-        assert_eq!((generations.newest(), generations.current()), (0, None));
+        assert_eq!((generations.newest(), generations.current().unwrap()), (0, None));
         for number in 1..=150 {
             generations.add(&record(number), &format!("# {number}")).unwrap();
             if number <= 2 {
@@ -291,7 +296,7 @@ mod tests {
             }
         }
         // 150 was written and never became the current one, as in a crash.
-        assert_eq!(last(folder.path()).unwrap().1.text, "# 2");
+        assert_eq!(last(folder.path()).unwrap().unwrap().1.text, "# 2");
         generations.set_current(3).unwrap();
         let (records, now) = generations.history();
         let numbers: Vec<_> = records.iter().map(|record| record.generation).collect();
@@ -304,7 +309,29 @@ mod tests {
         generations.use_up(151).unwrap();
         assert_eq!(generations.newest(), 151);
         drop(generations);
-        assert_eq!(Generations::open(folder.path()).unwrap().current().unwrap().0, 3);
+        assert_eq!(Generations::open(folder.path()).unwrap().current().unwrap().unwrap().0, 3);
+    }
+
+    #[test]
+    fn only_a_missing_current_generation_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let generations = Generations::open(folder.path()).unwrap();
+        let current = folder.path().join(FOLDER).join("current");
+        generations.add(&record(1), "# 1").unwrap();
+        assert_eq!(last(folder.path()).unwrap(), None);
+        for (bytes, wanted) in [("", "current: it is"), ("x\n", "current: it is"), ("2\n", "2.toml: ")] {
+            fs::write(&current, bytes).unwrap();
+            let error = last(folder.path()).unwrap_err().to_string();
+            assert!(error.contains(wanted) && generations.current().is_err(), "{bytes}: {error}");
+        }
+        fs::remove_file(&current).unwrap();
+        fs::create_dir(&current).unwrap();
+        assert!(last(folder.path()).unwrap_err().to_string().contains("generations/current: "));
+        // What runs next repairs it.
+        fs::remove_dir(&current).unwrap();
+        fs::write(&current, "2\n").unwrap();
+        generations.set_current(1).unwrap();
+        assert_eq!(last(folder.path()).unwrap().unwrap().1.text, "# 1");
     }
 
     #[test]

@@ -28,6 +28,8 @@ use anyhow::Context;
 
 pub use files::Confinement;
 
+use crate::run_folder;
+
 /// What is left to the daemon.
 #[derive(Clone, Copy, Debug)]
 pub struct Needs<'a> {
@@ -54,9 +56,9 @@ pub struct Needs<'a> {
 /// # Errors
 /// The kernel refused something that every kernel can do, or the run directory cannot be made.
 pub fn enter(needs: &Needs<'_>) -> anyhow::Result<Confinement> {
-    for folder in [needs.run_dir, needs.state_dir] {
-        std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    }
+    let cannot = |folder: &Path| format!("cannot create {}", folder.display());
+    run_folder::make(needs.run_dir).with_context(|| cannot(needs.run_dir))?;
+    std::fs::create_dir_all(needs.state_dir).with_context(|| cannot(needs.state_dir))?;
     privileges::drop(needs).context("cannot give up privileges")?;
     files::confine(needs).context("cannot confine the daemon to its files")
 }

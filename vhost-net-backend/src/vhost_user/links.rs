@@ -1,4 +1,4 @@
-//! A NIC's link, as the operator wants it: while it is down its VMM's connection ends and none is made.
+//! A NIC's link, as the operator or the tenant's owner wants it: while it is down its VMM's connection ends and none is made.
 //!
 //! That is what a front end can see of a link: QEMU's NIC hears nothing of a change of the configuration space (see
 //! [`features`](super::features)), but takes its guest's carrier away while the socket is not connected, and connects
@@ -8,7 +8,7 @@
 //! would try again ten times a second, and log it each time. Whoever finds the other name is hung up on. Where we connect
 //! we do not.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -42,6 +42,15 @@ pub(super) enum What {
     Change(Change),
 }
 
+/// Who takes a link down or up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct By {
+    /// The user.
+    pub uid: u32,
+    /// Whether as the owner of the tenant. What the operator shut, an owner does not open.
+    pub owner: bool,
+}
+
 /// A link is to be down or up.
 #[derive(Debug)]
 pub(super) struct LinkOrder {
@@ -49,6 +58,7 @@ pub(super) struct LinkOrder {
     /// Whose id that was: it may be another one's by now.
     pub(super) name: String,
     pub(super) up: bool,
+    pub(super) by: By,
     pub(super) reply: Sender<io::Result<()>>,
 }
 
@@ -87,10 +97,10 @@ impl Links {
     /// Takes the link of the NIC of that id and name down or up; returns when no new connection can be made, or one can.
     ///
     /// # Errors
-    /// It cannot be done, and the link is as it was; or the daemon is stopping.
-    pub fn set(&self, port: PortId, name: &str, up: bool) -> io::Result<()> {
+    /// It cannot be done, and the link is as it was; or the daemon is stopping. `PermissionDenied`: the operator shut it.
+    pub fn set(&self, port: PortId, name: &str, up: bool, by: By) -> io::Result<()> {
         let name = name.to_owned();
-        let order = |reply| What::Link(LinkOrder { port, name, up, reply });
+        let order = |reply| What::Link(LinkOrder { port, name, up, by, reply });
         let late = "the daemon is stopping or short of descriptors";
         self.ask(Some(PATIENCE), late, order)?
     }
@@ -132,21 +142,40 @@ impl LinkOrders {
     }
 }
 
-/// Whether the file is there that says that a link is down. It outlives the process: neither a restart nor a crash
-/// lets a guest back that was shut out.
-pub(super) fn is_down(mark: &Path) -> bool {
-    fs::symlink_metadata(mark).is_ok()
+/// What the file of a link says that is down because of an owner.
+const OWNERS: &str = "owner\n";
+
+/// Who shut a link, as its mark says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shut {
+    Operator,
+    Owner,
+}
+
+impl Shut {
+    pub(super) fn of(by: By) -> Self {
+        if by.owner { Self::Owner } else { Self::Operator }
+    }
+}
+
+/// Whether the file is there that says that a link is down, and because of whom. It outlives the process: neither a restart
+/// nor a crash lets a guest back that was shut out. One that says nothing is the operator's.
+pub(super) fn is_down(mark: &Path) -> Option<Shut> {
+    fs::symlink_metadata(mark).ok()?;
+    let is_owners = fs::read(mark).is_ok_and(|text| text == OWNERS.as_bytes());
+    Some(if is_owners { Shut::Owner } else { Shut::Operator })
 }
 
 /// Puts that file in place, or removes it.
-pub(super) fn mark_down(mark: &Path, down: bool) -> io::Result<()> {
+pub(super) fn mark_down(mark: &Path, down: Option<Shut>) -> io::Result<()> {
     let naming = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", mark.display()));
-    if down {
-        return File::create(mark).map(drop).map_err(naming);
-    }
-    match fs::remove_file(mark) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(naming(error)),
-        _ => Ok(()),
+    match down {
+        Some(Shut::Operator) => fs::write(mark, "").map_err(naming),
+        Some(Shut::Owner) => fs::write(mark, OWNERS).map_err(naming),
+        None => match fs::remove_file(mark) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(naming(error)),
+            _ => Ok(()),
+        },
     }
 }
 
@@ -157,7 +186,11 @@ mod tests {
     #[test]
     fn what_nobody_waits_for_any_more_is_not_done() {
         let (links, orders) = Links::new().unwrap();
-        assert_eq!(links.set(PortId(3), "acme/web1.0", false).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        let by = By { uid: 0, owner: false };
+        assert_eq!(
+            links.set(PortId(3), "acme/web1.0", false, by).unwrap_err().kind(),
+            io::ErrorKind::TimedOut
+        );
         let prepare = |reply| What::Change(Change::Prepare { ports: Vec::new(), reply });
         let late = links.ask(Some(Duration::from_millis(1)), "late", prepare).unwrap_err();
         assert_eq!(late.to_string(), "late");

@@ -24,7 +24,7 @@ use tracing::{debug, info, warn};
 use super::connection::{End, Hangup};
 use super::dial::Dialer;
 use super::error::SessionError;
-use super::links::{self, LinkOrder, LinkOrders, What};
+use super::links::{self, By, LinkOrder, LinkOrders, Shut, What};
 use super::owners::MemoryOwners;
 use super::served_port::{ServedPort, StoppedPort};
 use super::session::SessionConfig;
@@ -93,7 +93,7 @@ pub trait Ports: Send + Sync {
     /// The connection ended and its rings are stopped; [`Device`] was dropped.
     fn detached(&self, port: PortId, end: &End);
 
-    /// An operator took the port's link down or up, perhaps in the time of the last daemon.
+    /// Somebody took the port's link down or up, perhaps in the time of the last daemon.
     fn link(&self, port: PortId, up: bool);
 }
 
@@ -249,20 +249,28 @@ impl Place {
     }
 
     /// Takes the link down or up; after an error it is as it was.
-    fn set_link(&mut self, up: bool) -> io::Result<()> {
-        if up != self.shut {
-            return Ok(());
-        }
+    fn set_link(&mut self, up: bool, by: By) -> io::Result<()> {
         let port = Arc::clone(&self.served.port);
-        links::mark_down(&port.down_mark, !up)?;
+        let (mark, wanted) = (&port.down_mark, (!up).then(|| Shut::of(by)));
+        let shut = self.shut.then(|| links::is_down(mark).unwrap_or(Shut::Operator));
+        if by.owner && shut == Some(Shut::Operator) {
+            let why = "the operator took this link down: only the operator takes it up";
+            return if up { Err(io::Error::new(io::ErrorKind::PermissionDenied, why)) } else { Ok(()) };
+        }
+        if up != self.shut {
+            // The operator may shut what its owner has shut: then it stays so.
+            return if up || shut == wanted { Ok(()) } else { links::mark_down(mark, wanted) };
+        }
+        links::mark_down(mark, wanted)?;
         if !up {
             self.shut();
         } else if let Err(error) = self.open() {
             // It was there a moment ago; if it cannot come back, a crash opens the link.
-            let _ = links::mark_down(&port.down_mark, true);
+            let _ = links::mark_down(mark, shut);
             return Err(error);
         }
-        info!(port = %port.name, link = if up { "up" } else { "down" }, "an operator changed a link");
+        let who = if by.owner { "the owner of its tenant" } else { "an operator" };
+        info!(port = %port.name, link = if up { "up" } else { "down" }, uid = by.uid, "{who} changed a link");
         Ok(())
     }
 
@@ -347,13 +355,14 @@ impl Acceptor {
         Ok(Place { door, served: ServedPort::new(port), shut: false, held, leaves: false })
     }
 
-    /// Shuts the port if an operator left its link down, and tells the daemon.
+    /// Shuts the port if somebody left its link down, and tells the daemon.
     pub(super) fn tell_link(&self, place: &mut Place) {
         let port = Arc::clone(&place.served.port);
         let shut = links::is_down(&port.down_mark);
-        self.shared.daemon.link(port.id, !shut);
-        if shut {
-            warn!(port = %port.name, "the link is down, as an operator left it: vmrouter link {} up", port.name);
+        self.shared.daemon.link(port.id, shut.is_none());
+        if let Some(shut) = shut {
+            let who = if shut == Shut::Owner { "its tenant's owner" } else { "an operator" };
+            warn!(port = %port.name, "the link is down, as {who} left it: vmrouter link {} up", port.name);
             place.shut();
         }
     }
@@ -369,9 +378,9 @@ impl Acceptor {
     }
 
     fn set_link(&mut self, order: LinkOrder) {
-        let LinkOrder { port, name, up, reply } = order;
+        let LinkOrder { port, name, up, by, reply } = order;
         let place = self.ports.get_mut(&port).filter(|place| place.served.port.name == name);
-        let done = place.map_or(Err(io::ErrorKind::NotFound.into()), |place| place.set_link(up));
+        let done = place.map_or(Err(io::ErrorKind::NotFound.into()), |place| place.set_link(up, by));
         if done.is_ok() {
             self.shared.daemon.link(port, up);
         }

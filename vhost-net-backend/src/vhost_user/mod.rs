@@ -58,7 +58,7 @@ mod test_front_end;
 pub use change::Settled;
 pub use connection::{End, Hangup};
 pub use error::SessionError;
-pub use links::{LinkOrders, Links};
+pub use links::{By, LinkOrders, Links};
 pub use listener::{Attach, ListenPort, Listeners, Ports, Prepared, Role};
 pub use saved::SavedSession;
 pub use served_port::{StoppedConnection, StoppedPort};

@@ -18,7 +18,7 @@ use vhost::vhost_user::message::FrontendReq;
 
 use bench::*;
 
-use super::{ListenPort, Listeners, Role, SessionConfig, Settled, StoppedPort};
+use super::{By, ListenPort, Listeners, Role, SessionConfig, Settled, StoppedPort};
 use crate::handover::Inherited;
 use crate::handover::collect::Collected;
 use crate::handover::inherited::PortLeft;
@@ -250,7 +250,7 @@ fn a_link_that_is_down_lets_nobody_in_until_it_is_up() {
     assert_eq!(finder.read(&mut [0]).unwrap_or(0), 0);
     assert_eq!(bench.set_link(4, false).unwrap_err().kind(), std::io::ErrorKind::NotFound);
     // The id of another port by now.
-    let other = bench.links.set(PortId(3), "acme/web9.0", true);
+    let other = bench.links.set(PortId(3), "acme/web9.0", true, OPERATOR);
     assert_eq!(other.unwrap_err().kind(), std::io::ErrorKind::NotFound);
     // It is down in the next daemon, too, whose socket's file goes with it.
     bench.listeners.take().unwrap().stop();
@@ -263,6 +263,38 @@ fn a_link_that_is_down_lets_nobody_in_until_it_is_up() {
     bench.serves_again();
     bench.listeners.take().unwrap().stop();
     assert!(bench.set_link(3, true).is_err(), "nobody obeys any more");
+}
+
+#[test]
+fn an_owner_does_not_open_what_the_operator_shut() {
+    let mut bench = Bench::new();
+    let owner = By { uid: 1001, owner: true };
+    let may_open = |bench: &Bench| match bench.set_link_by(owner, true) {
+        Err(error) => {
+            assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied, "{error}");
+            assert!(UnixStream::connect(&bench.path).is_err());
+            false
+        }
+        Ok(()) => UnixStream::connect(&bench.path).is_ok(),
+    };
+    for (orders, wanted) in [
+        (vec![(owner, false)], true),
+        (vec![(OPERATOR, false)], false),
+        (vec![(OPERATOR, false), (owner, false)], false),
+        (vec![(owner, false), (OPERATOR, false)], false),
+        (vec![(owner, false), (OPERATOR, true), (owner, false)], true),
+    ] {
+        for (by, up) in &orders {
+            bench.set_link_by(*by, *up).unwrap();
+        }
+        // Also in the next daemon.
+        bench.listeners.take().unwrap().stop();
+        let next = bench.orders();
+        bench.start(next);
+        assert_eq!(may_open(&bench), wanted, "{orders:?}");
+        bench.set_link_by(OPERATOR, true).unwrap();
+        assert!(may_open(&bench), "it is up");
+    }
 }
 
 #[test]
@@ -336,7 +368,7 @@ fn ports_come_go_and_offer_something_else() {
         bench.links.settle(Settled::default()).unwrap();
     };
     comes();
-    bench.links.set(PortId(4), &second.name, false).unwrap();
+    bench.links.set(PortId(4), &second.name, false, OPERATOR).unwrap();
     goes("link down");
     comes();
     assert_eq!(bench.hear(), "link down");

@@ -1,10 +1,14 @@
 //! Whatever the owner of a tenant asks, nothing in the answer is another's.
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use router::{DropReason, PortId};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::super::server::Api;
+use super::super::server::OwnersApi;
 use super::super::{api, sample};
+use super::{LastSaid, SAID, SAY_EVERY};
 use crate::counters::Counter;
 use crate::daemon::{Board, View};
 
@@ -58,11 +62,14 @@ fn view(folder: &tempfile::TempDir) -> View {
 
 /// Status and body of the answer to user `uid` at acme's socket.
 fn ask(view: &View, uid: u32, request: &str, body: &str) -> (u16, String) {
+    ask_of(OwnersApi::new(Board::new(view.clone())), uid, request, body)
+}
+
+fn ask_of(api: OwnersApi, uid: u32, request: &str, body: &str) -> (u16, String) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let answer = runtime.block_on(async {
         let (mut client, server) = tokio::io::duplex(1 << 20);
-        let api = Api::new(Board::new(view.clone()));
-        let served = tokio::spawn(api.answer_owner(server, uid, "acme".into()));
+        let served = tokio::spawn(api.answer(server, uid, "acme".into()));
         let length = body.len();
         let head =
             format!("{request} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
@@ -135,8 +142,29 @@ fn an_owner_sees_its_own_and_strangers_nothing() {
         let (status, body) = ask(&view, uid, "GET /v1/stats", "");
         assert_eq!(status, wanted, "{uid}: {body}");
     }
-    // Whose turn it is, is asked before anything else.
-    let link = |_| ask(&view, 1001, "PUT /v1/link/acme/web1/0", r#"{"link":"down"}"#).0;
-    // There is no listening thread in this sample; each call has a server of its own.
-    assert_eq!([0, 1].map(link), [503, 503]);
+    // Whose turn it is, is asked before anything else. There is no listening thread in this sample.
+    let api = OwnersApi::new(Board::new(view));
+    let link = |_| ask_of(api.clone(), 1001, "PUT /v1/link/acme/web1/0", r#"{"link":"down"}"#).0;
+    assert_eq!([0, 1].map(link), [503, 429]);
+}
+
+#[test]
+fn an_owner_who_asks_often_silences_no_other() {
+    let (said, now) = (LastSaid(Default::default()), Instant::now());
+    let [acme, zorg]: [Arc<str>; 2] = ["acme".into(), "zorg".into()];
+    let soon = now + SAY_EVERY - Duration::from_millis(1);
+    for (tenant, at, wanted) in [
+        (&acme, now, true),
+        (&acme, now, false),
+        (&zorg, now, true),
+        (&acme, soon, false),
+        (&acme, now + SAY_EVERY, true),
+        (&zorg, now + SAY_EVERY, true),
+    ] {
+        assert_eq!(said.may_say(tenant, at), wanted, "{tenant}");
+    }
+    for other in 0..2 * SAID {
+        said.may_say(&format!("t{other}").into(), now + SAY_EVERY);
+    }
+    assert_eq!(said.0.lock().unwrap().len(), SAID);
 }

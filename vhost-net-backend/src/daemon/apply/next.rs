@@ -11,7 +11,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 use topology::Topology;
 
 use super::Setup;
-use crate::control::Opening;
+use crate::control::HiddenSockets;
 use crate::counters::{Counter, Identity};
 use crate::daemon::parts::{self, NicOf};
 use crate::daemon::uplinks::{self, Finish};
@@ -31,7 +31,7 @@ pub(super) struct Next {
     uplinks: uplinks::Prepared,
     watch: Option<LinkWatch>,
     mirrors: mirror::Next,
-    owners: Opening,
+    owners: HiddenSockets,
 }
 
 /// What happens to the ports' connections.
@@ -113,7 +113,7 @@ impl Next {
             let needs_watch = !setup.watching && !uplinks.kept.is_empty();
             let watch = needs_watch.then(|| LinkWatch::start(setup.keeper.clone())).transpose();
             let watch = watch.context("cannot watch the links of uplinks")?;
-            let owners = setup.doors.prepare(&topology).context("cannot make the socket of an owner")?;
+            let owners = setup.owners.prepare(&topology).context("cannot make the socket of an owner")?;
             view.links.prepare(doors.make.clone())?;
             anyhow::Ok((watch, owners))
         };
@@ -178,7 +178,7 @@ impl Next {
         if let Err(error) = links.settle(Settled { gone, changed }) {
             tracing::error!(%error, "no VMM can connect any more");
         }
-        setup.doors.open(owners, &topology);
+        setup.owners.show(owners, &topology);
         tidy_up(setup, old, &removed, finish);
         // Their files may be on a slow disk.
         drop(ended);

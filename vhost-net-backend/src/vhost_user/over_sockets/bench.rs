@@ -18,9 +18,13 @@ use crate::port::{Device, Negotiated};
 use crate::vhost_user::features::Experimental;
 use crate::vhost_user::test_front_end::{FrontEnd, MEMORY, Recorder, USER};
 use crate::vhost_user::{
-    Attach, End, Hangup, LinkOrders, Links, ListenPort, Listeners, Ports, Role, SessionConfig, SessionError,
+    Attach, By, End, Hangup, LinkOrders, Links, ListenPort, Listeners, Ports, Role, SessionConfig,
+    SessionError,
 };
 use crate::vring::{RingError, RingLog, RingSetup};
+
+/// Whoever may use the control socket.
+pub(super) const OPERATOR: By = By { uid: 0, owner: false };
 
 /// What happens at the ports, as it happens.
 pub(super) struct Daemon(Mutex<mpsc::Sender<String>>, pub(super) Mutex<Option<Hangup>>);
@@ -134,7 +138,11 @@ impl Bench {
     }
 
     pub(super) fn set_link(&self, port: u32, up: bool) -> std::io::Result<()> {
-        self.links.set(PortId(port), &self.port().name, up)
+        self.links.set(PortId(port), &self.port().name, up, OPERATOR)
+    }
+
+    pub(super) fn set_link_by(&self, by: By, up: bool) -> std::io::Result<()> {
+        self.links.set(PortId(3), &self.port().name, up, by)
     }
 
     pub(super) fn port(&self) -> ListenPort {
