@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use etherparse::PacketBuilder;
 use topology::{
-    Group, Mac, Network, Nic, Peer, Place, Poll, Protocol, Route, Router, Rule, Service, Spec, Tenant,
-    Topology, Uplink, UplinkKind, Via, Vm,
+    Group, Mac, Network, Nic, Peer, Place, Poll, Protocol, Restart, Route, Router, Rule, Service, Spec,
+    Tenant, Topology, Uplink, UplinkKind, Via, Vm,
 };
 
 use crate::checksum::{ones_complement_sum, pseudo_header6};
@@ -133,9 +133,8 @@ fn network(line: u32, v4: &[&str], v6: &[&str], gateways: &[&str]) -> Network {
 }
 
 fn vm(name: &str, nic: Nic) -> Vm {
-    let spec =
-        Spec { vcpus: 1, memory: 1 << 30, hugepages: false, kernel: None, initrd: None, cmdline: None };
-    Vm { name: name.into(), at: nic.at, spec, nics: vec![nic] }
+    let spec = Spec { memory: 1 << 30, ..Spec::default() };
+    Vm { name: name.into(), at: nic.at, restart: Restart::default(), spec, nics: vec![nic] }
 }
 
 fn nic(line: u32, network: usize, port: PortId, mtu: u16, v4: &[&str], v6: &[&str]) -> Nic {

@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv6Addr};
 use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
 use topology::{
-    Group, Mac, Network, Nic, Peer, Place, Poll, Protocol, Router, Rule, Service, Spec, Tenant, Topology,
-    Uplink, UplinkKind, Vm, show_rate,
+    Group, Mac, Network, Nic, Peer, Place, Poll, Protocol, Restart, Router, Rule, Service, Spec, Tenant,
+    Topology, Uplink, UplinkKind, Vm, show_rate,
 };
 
 /// Guest memory of every VM, bytes.
@@ -160,15 +160,9 @@ impl Scenario {
             owner: None,
             connect: None,
         };
-        let spec = Spec {
-            vcpus: u32::from(shape.queues),
-            memory: MEMORY,
-            hugepages: false,
-            kernel: None,
-            initrd: None,
-            cmdline: None,
-        };
-        owner.vms.push(Vm { name: name.to_owned(), at: Place::default(), spec, nics: vec![nic] });
+        let spec = Spec { vcpus: u32::from(shape.queues), memory: MEMORY, ..Spec::default() };
+        let (name, at, restart) = (name.to_owned(), Place::default(), Restart::default());
+        owner.vms.push(Vm { name, at, restart, spec, nics: vec![nic] });
         Ok(VmIndex { tenant, vm })
     }
 

@@ -213,15 +213,93 @@ pub struct Vm {
     pub name: String,
     /// Where the file defines it.
     pub at: Place,
+    /// What the monitor does when it ends.
+    pub restart: Restart,
     /// CPU and memory; defaults when the file has no `spec`.
     pub spec: Spec,
     /// `[[tenant.X.vm.V.nic]]`, at least one.
     pub nics: Vec<Nic>,
 }
 
+/// What the monitor does when a VM ends by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Restart {
+    /// It is started again.
+    Always,
+    /// It is started again if it crashed, panicked or hung.
+    #[default]
+    OnFailure,
+    /// It stays as it is.
+    Never,
+}
+
+impl Restart {
+    /// As the file says it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Always => "always",
+            Self::OnFailure => "on-failure",
+            Self::Never => "never",
+        }
+    }
+}
+
+/// Which virtual machine monitor runs a VM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Vmm {
+    /// QEMU.
+    #[default]
+    Qemu,
+    /// Cloud Hypervisor.
+    CloudHypervisor,
+    /// Our own, for very small guests.
+    Kvm,
+}
+
+impl Vmm {
+    /// As the file says it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Qemu => "qemu",
+            Self::CloudHypervisor => "cloud-hypervisor",
+            Self::Kvm => "kvm",
+        }
+    }
+}
+
+/// What executes a guest's instructions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Accel {
+    /// KVM where it can be opened, else emulation.
+    #[default]
+    Auto,
+    /// KVM or nothing.
+    Kvm,
+    /// Emulation.
+    Tcg,
+}
+
+impl Accel {
+    /// As the file says it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+}
+
 /// `[tenant.X.vm.V.spec]`: the parts that launch lines need.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spec {
+    /// What runs it.
+    pub vmm: Vmm,
+    /// What executes its instructions.
+    pub accel: Accel,
     /// Virtual CPUs.
     pub vcpus: u32,
     /// Guest memory, bytes, a multiple of 2 MiB.
@@ -234,6 +312,22 @@ pub struct Spec {
     pub initrd: Option<PathBuf>,
     /// Kernel command line.
     pub cmdline: Option<String>,
+}
+
+impl Default for Spec {
+    /// That of a VM for which the file has none.
+    fn default() -> Self {
+        Self {
+            vmm: Vmm::default(),
+            accel: Accel::default(),
+            vcpus: 1,
+            memory: 512 << 20,
+            hugepages: false,
+            kernel: None,
+            initrd: None,
+            cmdline: None,
+        }
+    }
 }
 
 /// One NIC of a VM.

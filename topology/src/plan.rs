@@ -207,7 +207,9 @@ impl Plan {
         let (tenant, vm) = (old.or(new).map_or("", |t| &t.name), was.or(is).map_or("", |vm| &vm.name));
         let what = || format!("vm {tenant}/{vm}");
         let (false, Some(was), Some(is)) = (self.whole(was, is, what), was, is) else { return };
-        self.both(what(), spec(&was.spec, &is.spec));
+        let mut fields = spec(&was.spec, &is.spec);
+        fields.compare(Effect::InPlace, "restart", &was.restart.as_str(), &is.restart.as_str());
+        self.both(what(), fields);
         for at in 0..was.nics.len().max(is.nics.len()) {
             let (mine, other) = (was.nics.get(at), is.nics.get(at));
             let what = || format!("nic {tenant}/{vm}.{at}");
@@ -288,6 +290,8 @@ fn rate(limit: Option<Limit>) -> String {
 /// What differs in what a VM is made of: its monitor's business, or its next start's.
 fn spec(old: &Spec, new: &Spec) -> Fields {
     let mut fields = Fields::default();
+    fields.compare(Effect::InPlace, "spec.vmm", &old.vmm.as_str(), &new.vmm.as_str());
+    fields.compare(Effect::InPlace, "spec.accel", &old.accel.as_str(), &new.accel.as_str());
     fields.compare(Effect::InPlace, "spec.vcpus", &old.vcpus, &new.vcpus);
     fields.compare(Effect::InPlace, "spec.memory", &old.memory, &new.memory);
     fields.compare(Effect::InPlace, "spec.hugepages", &old.hugepages, &new.hugepages);

@@ -10,7 +10,6 @@ use crate::at::At;
 #[serde(deny_unknown_fields)]
 pub(crate) struct RawVm {
     /// What the monitor does when it ends.
-    #[expect(dead_code, reason = "read for its type only, until the monitor starts VMs")]
     pub(crate) restart: Option<RawRestart>,
     /// CPU, memory, boot.
     pub(crate) spec: Option<At<RawSpec>>,

@@ -1,8 +1,8 @@
 //! `[tenant.X.vm.*]`: NICs, and the specification of a VM.
 
 use crate::at::{At, Entry};
-use crate::model::{Spec, Vm};
-use crate::raw::{RawAccel, RawDisk, RawSpec, RawSpeed, RawVm, RawVmm};
+use crate::model::{Accel, Restart, Spec, Vm, Vmm};
+use crate::raw::{RawAccel, RawDisk, RawRestart, RawSpec, RawSpeed, RawVm, RawVmm};
 use crate::units;
 use crate::validate::context::Context;
 use crate::validate::nics::{self, Scope};
@@ -40,15 +40,33 @@ fn vm(entry: &Entry<RawVm>, scope: &mut Scope<'_>, ctx: &mut Context<'_>) -> Vm 
     Vm {
         name: entry.name.to_string(),
         at: ctx.place(&entry.name.span()),
+        restart: raw.restart.map_or(Restart::default(), restart),
         spec: spec(&path, raw.spec.as_ref(), ctx),
         nics,
     }
 }
 
+fn restart(raw: RawRestart) -> Restart {
+    match raw {
+        RawRestart::Always => Restart::Always,
+        RawRestart::OnFailure => Restart::OnFailure,
+        RawRestart::Never => Restart::Never,
+    }
+}
+
 fn spec(path: &str, raw: Option<&At<RawSpec>>, ctx: &mut Context<'_>) -> Spec {
-    let mut spec =
-        Spec { vcpus: 1, memory: 512 << 20, hugepages: false, kernel: None, initrd: None, cmdline: None };
+    let mut spec = Spec::default();
     let Some(raw) = raw else { return spec };
+    spec.vmm = raw.vmm.as_deref().map_or(Vmm::default(), |vmm| match vmm {
+        RawVmm::Qemu => Vmm::Qemu,
+        RawVmm::CloudHypervisor => Vmm::CloudHypervisor,
+        RawVmm::Kvm => Vmm::Kvm,
+    });
+    spec.accel = raw.accel.as_deref().map_or(Accel::default(), |accel| match accel {
+        RawAccel::Auto => Accel::Auto,
+        RawAccel::Kvm => Accel::Kvm,
+        RawAccel::Tcg => Accel::Tcg,
+    });
     if let Some(vcpus) = raw.vcpus.as_ref().and_then(|vcpus| ctx.number(vcpus, "vcpus", 1..=VCPUS)) {
         spec.vcpus = vcpus.into();
     }

@@ -1,17 +1,15 @@
-//! Where the sockets are: one rule for both binaries.
+//! Where the sockets are, for `vmrouter` and `packet-stats`.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::Failure;
 
-/// RUN_DIR: `flag` (`--run-dir`), else `$RUNTIME_DIRECTORY` (systemd), else `file` (`[router] run_dir`), else `/run/vmrouter`
-/// as root, else `$XDG_RUNTIME_DIR/vmrouter`.
+/// RUN_DIR, by the rule of [`vmm_shim::wire::run_dir`].
 ///
 /// # Errors
 /// When an ordinary user has no `$XDG_RUNTIME_DIR`.
 pub fn run_dir(flag: Option<&Path>, file: Option<&Path>) -> Result<PathBuf, Failure> {
-    choose(flag, file, |name| std::env::var_os(name), rustix::process::geteuid().is_root())
+    vmm_shim::wire::run_dir(flag, file).map_err(|error| Failure::usage(error.to_string()))
 }
 
 /// RUN_DIR of the daemon that is asked about `tenant`: as [`run_dir`], but an ordinary user who runs none of its own asks
@@ -25,59 +23,5 @@ pub fn of_daemon(flag: Option<&Path>, tenant: Option<&str>) -> Result<PathBuf, F
         (Ok(found), Some(_)) if flag.is_none() && !found.exists() => Ok(of_host.to_owned()),
         (Err(_), Some(_)) => Ok(of_host.to_owned()),
         (found, _) => found,
-    }
-}
-
-fn choose(
-    flag: Option<&Path>,
-    file: Option<&Path>,
-    environment: impl Fn(&str) -> Option<OsString>,
-    root: bool,
-) -> Result<PathBuf, Failure> {
-    let variable = |name| environment(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    if let Some(given) = flag {
-        return Ok(given.to_owned());
-    }
-    if let Some(runtime) = variable("RUNTIME_DIRECTORY") {
-        // With several directories in the unit, systemd joins them by colons.
-        let first = runtime.to_str().and_then(|text| text.split(':').next()).map(PathBuf::from);
-        return Ok(first.unwrap_or(runtime));
-    }
-    match (file, root, variable("XDG_RUNTIME_DIR")) {
-        (Some(file), _, _) => Ok(file.to_owned()),
-        (None, true, _) => Ok(PathBuf::from("/run/vmrouter")),
-        (None, false, Some(xdg)) => Ok(xdg.join("vmrouter")),
-        (None, false, None) => {
-            Err(Failure::usage("XDG_RUNTIME_DIR is not set: say where the sockets are with --run-dir"))
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_rule() {
-        let (flag, file) = (Some(Path::new("/flag")), Some(Path::new("/file")));
-        type Case<'a> = (Option<&'a Path>, Option<&'a Path>, &'a [(&'a str, &'a str)], bool, Option<&'a str>);
-        let both = [("RUNTIME_DIRECTORY", "/run/a:/run/b"), ("XDG_RUNTIME_DIR", "/run/user/7")];
-        let table: [Case<'_>; 8] = [
-            (flag, file, &both, true, Some("/flag")),
-            (None, file, &both, true, Some("/run/a")),
-            (None, file, &both[1..], true, Some("/file")),
-            (None, None, &both[1..], true, Some("/run/vmrouter")),
-            (None, None, &both[1..], false, Some("/run/user/7/vmrouter")),
-            (None, None, &[("RUNTIME_DIRECTORY", "")], true, Some("/run/vmrouter")),
-            (None, None, &[], false, None),
-            (flag, None, &[], false, Some("/flag")),
-        ];
-        for (flag, file, environment, root, wanted) in table {
-            let get = |name: &str| {
-                environment.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
-            };
-            let found = choose(flag, file, get, root).ok();
-            assert_eq!(found.as_deref(), wanted.map(Path::new), "{environment:?} {root}");
-        }
     }
 }

@@ -134,6 +134,12 @@ pub(super) async fn history(State(applier): Changes, Extension(caller): Extensio
     with(applier, &caller, Bytes::from_static(b"{}"), told).await
 }
 
+/// `GET /v1/topology`: the text that runs, for the monitor of VMs.
+pub(super) async fn topology(State(applier): Changes, Extension(caller): Extension<Caller>) -> Response {
+    let told = |applier: &Arc<Applier>, _: &Caller, _| Ok(Json(applier.text()?).into_response());
+    with(applier, &caller, Bytes::from_static(b"{}"), told).await
+}
+
 pub(super) async fn own(
     State(applier): Changes,
     Extension(caller): Extension<Caller>,

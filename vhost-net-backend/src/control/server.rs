@@ -210,6 +210,7 @@ fn for_operators(served: Served) -> Router {
         .route("/v1/trace/live", get(watch::live))
         .route("/v1/capture", get(watch::capture))
         .route("/v1/confirm", put(changes::confirm))
+        .route("/v1/topology", get(changes::topology))
         .fallback(async || problem(StatusCode::NOT_FOUND, "no such resource"))
         .method_not_allowed_fallback(not_allowed)
         .layer(from_fn(only_owners_write))

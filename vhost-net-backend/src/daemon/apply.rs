@@ -212,6 +212,14 @@ impl Applier {
         asked.resolve(uid, &running)
     }
 
+    /// The text of the configuration that runs, all files and what owners have set in one.
+    ///
+    /// # Errors
+    /// The daemon is about to end.
+    pub fn text(&self) -> Result<Text, Refusal> {
+        Ok(self.lock().as_ref().ok_or(Refusal::Closing)?.origin.text.clone())
+    }
+
     /// The tables of a tenant that its owner may set, as they count now, and whether the owner has set them.
     ///
     /// # Errors

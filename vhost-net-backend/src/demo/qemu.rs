@@ -62,7 +62,7 @@ impl Kit {
         spec.cmdline = Some(arguments(&host, vm));
         let target = Target::new(&topology, at, vm_at, &view.run_dir)?;
         // Emulation works everywhere; a nested, paravirtual /dev/kvm does not boot a stock kernel.
-        let options = QemuOptions { version: self.version, accel: Accel::Tcg, vectors: None };
+        let options = QemuOptions { version: self.version, accel: Accel::Tcg, ..QemuOptions::default() };
         Ok(launch::qemu(&target, &options)?)
     }
 }

@@ -26,7 +26,8 @@ use topology::{Nic, Tenant, Topology, Vm};
 pub use cloud_hypervisor::cloud_hypervisor;
 pub use command_line::CommandLine;
 pub use libvirt::libvirt;
-pub use qemu::{Accel, QemuOptions, QemuVersion, qemu};
+pub use qemu::{QemuOptions, QemuVersion, qemu};
+pub use topology::Accel;
 
 /// Entries of every ring we ask a VMM for: the most that QEMU allows for receive (`rx_queue_size`), and for
 /// transmit only with vhost-user.
@@ -88,6 +89,18 @@ impl<'t> Target<'t> {
         let own = self.vm.nics.get(nic).and_then(|nic| nic.connect.clone());
         let ours = || self.run_dir.join(&self.tenant.name).join(format!("{}.{nic}.sock", self.vm.name));
         own.unwrap_or_else(ours)
+    }
+
+    /// What is to execute its instructions.
+    #[must_use]
+    pub fn accel(&self) -> Accel {
+        self.vm.spec.accel
+    }
+
+    /// A file or socket of the VM's own in the run directory: `RUN_DIR/<tenant>/<vm>.<kind>`.
+    #[must_use]
+    pub fn file(&self, kind: &str) -> PathBuf {
+        self.run_dir.join(&self.tenant.name).join(format!("{}.{kind}", self.vm.name))
     }
 
     /// NICs with their index and socket.

@@ -1,22 +1,10 @@
 //! QEMU: memory in a shared memfd, one vhost-user netdev for each NIC.
 
-use topology::Nic;
+use topology::{Accel, Nic};
 
 use super::{CommandLine, LaunchError, RING_ENTRIES, Target, path_text};
 
 const VMM: &str = "QEMU";
-
-/// What runs the guest's instructions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Accel {
-    /// KVM where it can be opened, else emulation.
-    #[default]
-    Auto,
-    /// KVM or nothing.
-    Kvm,
-    /// Emulation.
-    Tcg,
-}
 
 /// Major and minor version; options changed their names over time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,11 +32,13 @@ pub struct QemuOptions {
     /// MSI-X vectors of each NIC; `None` lets QEMU (one pair) or the queue count (more) decide. 0 works around
     /// QEMU 7.2, which crashes under emulation with vhost-user and MSI-X.
     pub vectors: Option<u32>,
+    /// Whether the monitor runs it: with sockets for its control and its console, and so that it stays when its guest ends.
+    pub monitored: bool,
 }
 
 impl Default for QemuOptions {
     fn default() -> Self {
-        Self { version: QemuVersion(10, 0), accel: Accel::Auto, vectors: None }
+        Self { version: QemuVersion(10, 0), accel: Accel::Auto, vectors: None, monitored: false }
     }
 }
 
@@ -92,9 +82,30 @@ pub fn qemu(target: &Target<'_>, options: &QemuOptions) -> Result<CommandLine, L
         if let Some(cmdline) = &spec.cmdline {
             line.option("-append", cmdline);
         }
-        line.push("-nographic");
+        if !options.monitored {
+            line.push("-nographic");
+        }
+    }
+    if options.monitored {
+        monitored(target, &mut line)?;
     }
     Ok(line)
+}
+
+/// What the monitor adds. A guest that powers off, panics or hangs stops where it is, so that no event is lost.
+fn monitored(target: &Target<'_>, line: &mut CommandLine) -> Result<(), LaunchError> {
+    let path = |kind| path_text(VMM, &target.file(kind)).map(value);
+    line.push("-nodefaults");
+    line.push("-no-user-config");
+    line.option("-display", "none");
+    line.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+    line.option("-qmp", format!("unix:{},server=on,wait=off", path("qmp")?));
+    line.option("-chardev", format!("socket,id=tty,path={},server=on,wait=off", path("tty")?));
+    line.option("-serial", "chardev:tty");
+    line.option("-device", "pvpanic-pci");
+    line.option("-device", "i6300esb");
+    line.option("-action", "shutdown=pause,panic=pause,watchdog=pause");
+    Ok(())
 }
 
 /// The virtio NIC. `romfile=` leaves out the network boot ROM, which nobody boots from here.
@@ -149,7 +160,8 @@ qemu-system-x86_64 \\
         let mut topology = sample::direct_boot();
         topology.tenants[0].vms[0].nics.truncate(1);
         let target = Target::new(&topology, 0, 0, Path::new("/tmp/a,b")).unwrap();
-        let options = QemuOptions { version: QemuVersion(7, 2), accel: Accel::Tcg, vectors: Some(0) };
+        let options =
+            QemuOptions { version: QemuVersion(7, 2), accel: Accel::Tcg, vectors: Some(0), monitored: false };
         let wanted = "\
 qemu-system-x86_64 \\
   -name acme/web1 \\

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use topology::{Mac, Network, Nic, Place, Poll, Router, Spec, Tenant, Topology, Vm};
+use topology::{Mac, Network, Nic, Place, Poll, Restart, Router, Spec, Tenant, Topology, Vm};
 
 pub(crate) fn topology() -> Topology {
     let at = Place::default();
@@ -18,7 +18,8 @@ pub(crate) fn topology() -> Topology {
     let vm = Vm {
         name: "web1".to_owned(),
         at,
-        spec: Spec { vcpus: 2, memory: 1 << 30, hugepages: false, kernel: None, initrd: None, cmdline: None },
+        restart: Restart::default(),
+        spec: Spec { vcpus: 2, memory: 1 << 30, ..Spec::default() },
         nics: vec![nic("52:54:00:01:00:11", 2, 9000), nic("52:54:00:01:00:12", 1, 1500)],
     };
     let tenant = Tenant {

@@ -8,8 +8,9 @@ use super::super::cpio::Archive;
 use super::packages::{Tree, run, start};
 use super::{Contents, ImageError, at};
 
-/// Kernel modules in the order of loading; in another order there is no eth0.
-const MODULES: [&str; 9] = [
+/// Kernel modules in the order of loading; in another order there is no eth0. The last ones tell the VMM of a panic, and
+/// hear the power button.
+const MODULES: [&str; 13] = [
     "virtio_ring",
     "virtio",
     "virtio_pci_modern_dev",
@@ -19,6 +20,10 @@ const MODULES: [&str; 9] = [
     "net_failover",
     "virtio_net",
     "virtio_console",
+    "pvpanic",
+    "pvpanic-pci",
+    "button",
+    "evdev",
 ];
 
 /// Empty folders that `init.sh` mounts on or writes to.
@@ -65,7 +70,15 @@ pub(super) fn archive(tree: &Tree, contents: &Contents) -> Result<Vec<u8>, Image
 
 /// One kernel module, unpacked if the package has it compressed.
 fn module(modules: &Path, name: &str) -> Result<Vec<u8>, ImageError> {
-    let folders = ["drivers/virtio", "drivers/net", "net/core", "drivers/char"];
+    let folders = [
+        "drivers/virtio",
+        "drivers/net",
+        "net/core",
+        "drivers/char",
+        "drivers/misc/pvpanic",
+        "drivers/acpi",
+        "drivers/input",
+    ];
     for (suffix, tool) in [("", "cat"), (".xz", "xz"), (".zst", "zstd"), (".gz", "gzip")] {
         for folder in folders {
             let path = modules.join(folder).join(format!("{name}.ko{suffix}"));

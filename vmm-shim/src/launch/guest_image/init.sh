@@ -43,6 +43,12 @@ for path in /sys/class/net/eth*; do
   done
 done
 
+# The power button.
+mkdir -p /etc/acpi/PWRF /var/log /var/run
+printf '#!/bin/sh\nexec poweroff -f\n' > /etc/acpi/PWRF/00000080
+chmod 755 /etc/acpi/PWRF/00000080
+[ ! -e /dev/input/event0 ] || acpid
+
 cd /root
 port=$(echo /dev/vport*p1)
 if [ -e "$port" ]; then

@@ -1,0 +1,258 @@
+//! The command line of `vmm-shim`.
+
+mod console;
+mod list;
+mod run;
+
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, UNIX_EPOCH};
+
+use axum::http::Method;
+use clap::{Args, Parser, Subcommand};
+use serde_json::Value;
+
+use crate::control::SOCKET;
+use crate::control::api::{Event, Order, Vms};
+use crate::control::client::{self, ClientError};
+use crate::wire::run_dir;
+
+/// Runs the VMs of a topology file: starts them, watches them, ends them.
+///
+/// Exit codes: 0 done, 1 it failed, 2 wrong command line or file, 3 the monitor or the router does not run.
+#[derive(Debug, Parser)]
+#[command(name = "vmm-shim", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// Where the sockets are [default: /run/vmrouter as root, else $XDG_RUNTIME_DIR/vmrouter]
+    #[arg(long, global = true)]
+    run_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Named {
+    /// Which one: tenant/vm
+    vm: String,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run every VM of the file that has a kernel to boot, and find those again that run already
+    Run(run::Run),
+    /// Show all VMs
+    #[command(visible_alias = "ls")]
+    List {
+        /// For programs
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Start a VM that does not run
+    Start(Named),
+    /// Ask a VM's guest to power off, and end it after 30 s if it does not
+    Stop {
+        /// End it at once
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        named: Named,
+    },
+    /// Let a VM's processors stand still
+    Pause(Named),
+    /// Let them go on
+    Resume(Named),
+    /// Reset a VM, as the button of that name
+    Reset(Named),
+    /// Show what happened to VMs: the last 1,000 events
+    Events {
+        /// Go on until interrupted
+        #[arg(long, short)]
+        follow: bool,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Attach to a VM's serial console; Ctrl-] leaves it
+    Console(Named),
+}
+
+/// Why a command failed.
+#[derive(Debug)]
+struct Failure {
+    code: u8,
+    text: String,
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self { code: 1, text: format!("{error:#}") }
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        let code = match error {
+            ClientError::Refused(_) => 1,
+            ClientError::NotRunning(_) | ClientError::Denied(_) | ClientError::Answer(_) => 3,
+        };
+        Self { code, text: error.to_string() }
+    }
+}
+
+/// Everything; the exit code is for `main`.
+#[must_use]
+pub fn main() -> ExitCode {
+    let Cli { command } = Cli::parse();
+    match obey(command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure { code, text }) => {
+            // Nobody to tell it to.
+            let _ = writeln!(io::stderr(), "vmm-shim: {text}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn obey(command: Command) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(anyhow::Error::from)?;
+    let place = |common: &Common| {
+        run_dir(common.run_dir.as_deref(), None).map_err(|e| Failure { code: 2, text: e.to_string() })
+    };
+    let order = |named: &Named, order: Order| {
+        let (run_dir, name) = (place(&named.common)?, &named.vm);
+        let legal = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '/';
+        if name.matches('/').count() != 1 || !name.chars().all(legal) {
+            return Err(Failure { code: 2, text: format!("{name:?} is no tenant/vm") });
+        }
+        let resource = format!("/v1/vms/{name}/{}", order.as_str());
+        runtime.block_on(client::ask::<Value>(&run_dir, SOCKET, Method::PUT, &resource))?;
+        Ok(())
+    };
+    match command {
+        Command::Run(run) => run.run(&runtime),
+        Command::List { json, common } => {
+            let vms: Vms = runtime.block_on(client::ask(&place(&common)?, SOCKET, Method::GET, "/v1/vms"))?;
+            print(&if json { as_json(&vms)? } else { list::table(&vms) })
+        }
+        Command::Start(named) => order(&named, Order::Start),
+        Command::Stop { force, named } => order(&named, if force { Order::Kill } else { Order::Stop }),
+        Command::Pause(named) => order(&named, Order::Pause),
+        Command::Resume(named) => order(&named, Order::Resume),
+        Command::Reset(named) => order(&named, Order::Reset),
+        Command::Events { follow, json, common } => events(&runtime, &place(&common)?, follow, json),
+        Command::Console(named) => console::attach(&place(&named.common)?, &named.vm),
+    }
+}
+
+fn as_json(vms: &Vms) -> Result<String, Failure> {
+    Ok(serde_json::to_string_pretty(vms).map_err(anyhow::Error::from)? + "\n")
+}
+
+/// Who reads may go at any time.
+fn print(text: &str) -> Result<(), Failure> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(anyhow::Error::from(error).into()),
+        _ => Ok(()),
+    }
+}
+
+fn events(
+    runtime: &tokio::runtime::Runtime,
+    run_dir: &Path,
+    follow: bool,
+    json: bool,
+) -> Result<(), Failure> {
+    let each = |line: &[u8]| {
+        let text = match serde_json::from_slice::<Event>(line) {
+            Ok(event) if !json => sentence(&event),
+            _ => String::from_utf8_lossy(line).into_owned(),
+        };
+        io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()).is_ok()
+    };
+    Ok(runtime.block_on(client::lines(run_dir, &format!("/v1/events?follow={follow}"), each))?)
+}
+
+/// `2026-11-30T20:41:29Z acme/web1 crash (signal: 9): restart`
+fn sentence(event: &Event) -> String {
+    let detail = if event.detail.is_empty() { String::new() } else { format!(" ({})", event.detail) };
+    let action = event.action.as_deref().map_or(String::new(), |action| format!(": {action}"));
+    format!("{} {} {}{detail}{action}\n", time(event.at_ms), event.vm, event.event)
+}
+
+/// In UTC, to the second (RFC 3339).
+fn time(at_ms: u64) -> String {
+    let since = (UNIX_EPOCH + Duration::from_millis(at_ms)).duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
+    let (year, month, day) = civil(days);
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",
+        seconds / 3600,
+        seconds / 60 % 60,
+        seconds % 60
+    )
+}
+
+/// Year, month and day of a day since 1970-01-01.
+fn civil(days: u64) -> (u64, u64, u64) {
+    let leap = |year: u64| year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
+    let (mut rest, mut year) = (days, 1970);
+    while rest >= 365 + u64::from(leap(year)) {
+        rest -= 365 + u64::from(leap(year));
+        year += 1;
+    }
+    let february = 28 + u64::from(leap(year));
+    for (month, length) in (1..).zip([31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31]) {
+        if rest < length {
+            return (year, month, rest + 1);
+        }
+        rest -= length;
+    }
+    (year, 12, 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn times() {
+        for (seconds, wanted) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_798_675_199, "2026-12-30T23:59:59Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(time(seconds * 1000), wanted);
+        }
+    }
+
+    #[test]
+    fn an_event_in_words() {
+        let event = Event {
+            at_ms: 0,
+            vm: "acme/web1".to_owned(),
+            event: "crash".to_owned(),
+            detail: "signal: 9".to_owned(),
+            action: Some("restart".to_owned()),
+        };
+        assert_eq!(sentence(&event), "1970-01-01T00:00:00Z acme/web1 crash (signal: 9): restart\n");
+    }
+}

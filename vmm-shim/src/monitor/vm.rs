@@ -1,0 +1,400 @@
+//! One VM and its QEMU: orders, events and times, one after the other.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot};
+use topology::{Accel, Topology};
+
+use super::Settings;
+use super::events::Events;
+use super::machine::{Action, Happened, Machine, State};
+use super::process::{Process, Record};
+use crate::control::api::{self, Order};
+use crate::launch::{self, Target};
+use crate::qmp::{self, Qmp};
+
+/// A guest that was asked to power off has so long.
+const GRACE: Duration = Duration::from_secs(30);
+/// A VMM that was asked to quit has so long.
+const QUIT: Duration = Duration::from_secs(5);
+/// Between two attempts to reach its control socket.
+const RETRY: Duration = Duration::from_millis(50);
+/// Of KVM.
+const KVM: &str = "/dev/kvm";
+
+/// An order, and who waits for its end.
+pub(super) type Asked = (Order, oneshot::Sender<Result<(), String>>);
+
+/// What comes when a time is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Late {
+    /// The guest did not power off.
+    Quit,
+    /// The VMM did not quit.
+    Kill,
+}
+
+/// One VM.
+#[derive(Debug)]
+pub(super) struct Vm {
+    topology: Arc<Topology>,
+    at: (usize, usize),
+    settings: Arc<Settings>,
+    events: Events,
+    shown: Arc<Mutex<api::Vm>>,
+    machine: Machine,
+    process: Option<Process>,
+    qmp: Option<Qmp>,
+    late: Option<(Instant, Late)>,
+    /// They wait for the VM's end.
+    enders: Vec<oneshot::Sender<Result<(), String>>>,
+}
+
+/// What comes next for a VM.
+enum Next {
+    Order(Option<Asked>),
+    Ended(String),
+    Connected(Qmp, mpsc::UnboundedReceiver<qmp::Event>),
+    Event(Option<qmp::Event>),
+    Time,
+}
+
+impl Vm {
+    pub(super) fn new(
+        topology: Arc<Topology>,
+        at: (usize, usize),
+        settings: Arc<Settings>,
+        events: Events,
+    ) -> Option<Self> {
+        let tenant = topology.tenants.get(at.0)?;
+        let vm = tenant.vms.get(at.1)?;
+        let shown = api::Vm {
+            name: format!("{}/{}", tenant.name, vm.name),
+            vmm: vm.spec.vmm.as_str().to_owned(),
+            restart: vm.restart.as_str().to_owned(),
+            vcpus: vm.spec.vcpus,
+            memory: vm.spec.memory,
+            ..api::Vm::default()
+        };
+        let (machine, shown) = (Machine::new(vm.restart), Arc::new(Mutex::new(shown)));
+        let (process, qmp, late, enders) = (None, None, None, Vec::new());
+        Some(Self { topology, at, settings, events, shown, machine, process, qmp, late, enders })
+    }
+
+    /// What control shows of it.
+    pub(super) fn shown(&self) -> Arc<Mutex<api::Vm>> {
+        Arc::clone(&self.shown)
+    }
+
+    fn name(&self) -> String {
+        self.change(|shown| shown.name.clone())
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut api::Vm) -> T) -> T {
+        change(&mut self.shown.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn file(&self, kind: &str) -> PathBuf {
+        let target = Target::new(&self.topology, self.at.0, self.at.1, &self.settings.run_dir);
+        target.map(|target| target.file(kind)).unwrap_or_default()
+    }
+
+    fn tell(&self, event: &str, detail: &str, action: Option<&str>) {
+        self.events.tell(&self.name(), event, detail, action);
+    }
+
+    /// Finds it running, or starts it; then obeys until nobody can give orders any more.
+    pub(super) async fn run(mut self, mut orders: mpsc::Receiver<Asked>) {
+        if !self.adopt() {
+            let _ = self.start();
+        }
+        let mut heard = None;
+        loop {
+            self.show();
+            match self.next(&mut orders, &mut heard).await {
+                Next::Order(None) => return,
+                Next::Order(Some((order, tell))) => self.obey(order, tell).await,
+                Next::Ended(how) => {
+                    heard = None;
+                    self.ended(&how);
+                }
+                Next::Connected(qmp, events) => {
+                    (self.qmp, heard) = (Some(qmp), Some(events));
+                    self.look().await;
+                }
+                Next::Event(None) => (self.qmp, heard) = (None, None),
+                Next::Event(Some(event)) => self.hear(&event).await,
+                Next::Time => self.time().await,
+            }
+        }
+    }
+
+    async fn next(
+        &self,
+        orders: &mut mpsc::Receiver<Asked>,
+        heard: &mut Option<mpsc::UnboundedReceiver<qmp::Event>>,
+    ) -> Next {
+        let start = match self.machine.state() {
+            State::Waiting(at) if self.process.is_none() => Some(at),
+            _ => None,
+        };
+        let until = start.or(self.late.map(|(at, _)| at));
+        let time = async {
+            match until {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        let ended = async {
+            match &self.process {
+                Some(process) => process.ended().await,
+                None => std::future::pending().await,
+            }
+        };
+        let event = async {
+            match heard {
+                Some(events) => events.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            // What QEMU said before it ended comes first.
+            biased;
+            event = event => Next::Event(event),
+            how = ended => Next::Ended(how),
+            order = orders.recv() => Next::Order(order),
+            () = time => Next::Time,
+            (qmp, events) = self.connect() => Next::Connected(qmp, events),
+        }
+    }
+
+    /// Comes to an end only if there is a VMM that is not connected yet.
+    async fn connect(&self) -> (Qmp, mpsc::UnboundedReceiver<qmp::Event>) {
+        if self.process.is_none() || self.qmp.is_some() {
+            return std::future::pending().await;
+        }
+        let path = self.file("qmp");
+        loop {
+            match Qmp::connect(&path).await {
+                Ok(connected) => return connected,
+                Err(_) => tokio::time::sleep(RETRY).await,
+            }
+        }
+    }
+
+    fn show(&self) {
+        let pid = self.process.as_ref().map(|process| process.pid.as_raw_nonzero().get());
+        let state = self.machine.state().as_str().to_owned();
+        self.change(|shown| (shown.pid, shown.state, shown.restarts) = (pid, state, self.machine.restarts()));
+    }
+
+    /// Goes on with the VMM that a monitor before this one started, if it still runs.
+    fn adopt(&mut self) -> bool {
+        let Some(record) = Record::read(&self.file("json")) else { return false };
+        let Some(process) = Process::adopt(&record) else { return false };
+        self.tell("adopted", &format!("process {}", record.pid), None);
+        self.change(|shown| (shown.accel, shown.accel_why) = (record.accel, record.why));
+        self.process = Some(process);
+        self.machine.starts();
+        true
+    }
+
+    /// Starts a VMM. What does not work is trouble, and the policy says whether it is tried again.
+    fn start(&mut self) -> Result<(), String> {
+        self.machine.starts();
+        match self.spawn() {
+            Ok(process) => {
+                self.tell("started", &format!("process {}", process.pid.as_raw_nonzero()), None);
+                self.process = Some(process);
+                self.change(|shown| shown.trouble = None);
+                Ok(())
+            }
+            Err(error) => {
+                let why = format!("{error:#}");
+                self.change(|shown| shown.trouble = Some(why.clone()));
+                self.happened(Happened::Crash, &format!("it cannot be started: {why}"));
+                Err(why)
+            }
+        }
+    }
+
+    fn spawn(&self) -> anyhow::Result<Process> {
+        let target = Target::new(&self.topology, self.at.0, self.at.1, &self.settings.run_dir)?;
+        let (accel, why) = accel(target.accel());
+        let options =
+            launch::QemuOptions { version: self.settings.qemu, accel, vectors: None, monitored: true };
+        let line = launch::qemu(&target, &options)?;
+        for kind in ["qmp", "tty"] {
+            // QEMU would refuse to listen where one that was killed has listened.
+            let _ = std::fs::remove_file(self.file(kind));
+        }
+        let mut command = Command::new(&self.settings.program);
+        command.args(line.arguments());
+        let process = Process::spawn(command, &self.file("vmm.log"))?;
+        let (pid, accel) = (process.pid.as_raw_nonzero().get(), accel.as_str().to_owned());
+        let record = Record { pid, started: process.started, accel, why };
+        if let Err(error) = record.write(&self.file("json")) {
+            process.kill();
+            return Err(error.into());
+        }
+        self.change(|shown| (shown.accel, shown.accel_why) = (record.accel, record.why));
+        Ok(process)
+    }
+
+    async fn obey(&mut self, order: Order, tell: oneshot::Sender<Result<(), String>>) {
+        let runs = self.process.is_some();
+        let done = match (order, runs) {
+            (Order::Start, true) => Err("it runs already".to_owned()),
+            (Order::Start, false) => self.start(),
+            (Order::Stop | Order::Kill, false) => {
+                self.machine.stops();
+                Ok(())
+            }
+            (Order::Stop, true) => {
+                self.stop().await;
+                self.enders.push(tell);
+                return;
+            }
+            (Order::Kill, true) => {
+                self.machine.stops();
+                self.quit().await;
+                self.enders.push(tell);
+                return;
+            }
+            (Order::Pause | Order::Resume | Order::Reset, false) => Err("it does not run".to_owned()),
+            (Order::Pause, true) => self.execute("stop").await,
+            (Order::Resume, true) => self.execute("cont").await,
+            (Order::Reset, true) => self.execute("system_reset").await,
+        };
+        // He may have gone.
+        let _ = tell.send(done);
+    }
+
+    async fn execute(&self, command: &str) -> Result<(), String> {
+        let Some(qmp) = &self.qmp else { return Err("QEMU does not answer yet".to_owned()) };
+        qmp.execute(command, Value::Null).await.map(|_| ()).map_err(|error| error.to_string())
+    }
+
+    /// Asks the guest to power off.
+    async fn stop(&mut self) {
+        let was = self.machine.state();
+        self.machine.stops();
+        self.tell("stopping", "", None);
+        if was == State::Running && self.execute("system_powerdown").await.is_ok() {
+            self.late = Some((Instant::now() + GRACE, Late::Quit));
+        } else {
+            self.quit().await;
+        }
+    }
+
+    /// Asks the VMM to end.
+    async fn quit(&mut self) {
+        let asked = self.execute("quit").await;
+        self.late = Some((Instant::now() + QUIT, Late::Kill));
+        if asked.is_err() {
+            self.process.iter().for_each(Process::kill);
+        }
+    }
+
+    async fn time(&mut self) {
+        match self.late.take() {
+            Some((at, late)) if at <= Instant::now() => match late {
+                Late::Quit => {
+                    self.tell("stopping", "the guest did not power off in time", Some("quit"));
+                    self.quit().await;
+                }
+                Late::Kill => self.process.iter().for_each(Process::kill),
+            },
+            late => {
+                self.late = late;
+                if self.process.is_none() && matches!(self.machine.state(), State::Waiting(_)) {
+                    let _ = self.start();
+                }
+            }
+        }
+    }
+
+    /// The VMM is gone.
+    fn ended(&mut self, how: &str) {
+        (self.process, self.qmp, self.late) = (None, None, None);
+        let _ = std::fs::remove_file(self.file("json"));
+        match self.machine.state() {
+            State::Stopping => {
+                self.machine.ended();
+                self.tell("stopped", how, None);
+            }
+            State::Waiting(_) | State::Failed | State::Stopped => {}
+            State::Starting | State::Running | State::Paused => {
+                self.happened(Happened::Crash, how);
+            }
+        }
+        // They may have gone.
+        self.enders.drain(..).for_each(|tell| drop(tell.send(Ok(()))));
+    }
+
+    /// What the VM does, now that its VMM answers.
+    async fn look(&mut self) {
+        let Some(qmp) = &self.qmp else { return };
+        let Ok(answer) = qmp.execute("query-status", Value::Null).await else { return };
+        let status = answer.get("status").and_then(Value::as_str).unwrap_or_default().to_owned();
+        match status.as_str() {
+            "shutdown" => self.happens(Happened::Poweroff, "").await,
+            "guest-panicked" => self.happens(Happened::Panic, "").await,
+            "watchdog" => self.happens(Happened::Hang, "").await,
+            other => {
+                self.machine.answers(other == "running", Instant::now());
+                self.tell(self.machine.state().as_str(), "", None);
+            }
+        }
+    }
+
+    async fn hear(&mut self, event: &qmp::Event) {
+        let text = |key: &str| event.data.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let by_guest = event.data.get("guest").and_then(Value::as_bool).unwrap_or(false);
+        match event.name.as_str() {
+            "SHUTDOWN" if by_guest && text("reason") != "guest-panic" => {
+                self.happens(Happened::Poweroff, &text("reason")).await;
+            }
+            "RESET" if by_guest => self.happens(Happened::Reboot, &text("reason")).await,
+            "GUEST_PANICKED" => self.happens(Happened::Panic, &text("action")).await,
+            "WATCHDOG" => self.happens(Happened::Hang, &text("action")).await,
+            // A guest that ended stands still as well; its own event comes first.
+            "STOP" | "RESUME" => {
+                let before = self.machine.state();
+                self.machine.answers(event.name == "RESUME", Instant::now());
+                if self.machine.state() != before {
+                    self.tell(self.machine.state().as_str(), "", None);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    async fn happens(&mut self, what: Happened, detail: &str) {
+        match self.happened(what, detail) {
+            Some(Action::End | Action::Restart(_)) => self.quit().await,
+            Some(Action::None | Action::Keep) | None => {}
+        }
+    }
+
+    fn happened(&mut self, what: Happened, detail: &str) -> Option<Action> {
+        let action = self.machine.happened(what, Instant::now())?;
+        self.tell(what.as_str(), detail, Some(action.as_str()));
+        Some(action)
+    }
+}
+
+/// What executes the guest, and why.
+fn accel(asked: Accel) -> (Accel, String) {
+    match asked {
+        Accel::Kvm | Accel::Tcg => (asked, "the file says so".to_owned()),
+        Accel::Auto => match std::fs::OpenOptions::new().read(true).write(true).open(KVM) {
+            Ok(_) => (Accel::Kvm, format!("{KVM} is there")),
+            Err(error) => (Accel::Tcg, format!("{KVM}: {error}")),
+        },
+    }
+}
