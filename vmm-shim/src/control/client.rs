@@ -71,9 +71,10 @@ pub async fn lines(
 }
 
 async fn exchange(path: &Path, method: Method, resource: &str) -> Result<Incoming, ClientError> {
-    let stream = UnixStream::connect(path).await.map_err(|error| match error.kind() {
-        io::ErrorKind::PermissionDenied => ClientError::Denied(path.to_owned()),
-        _ => ClientError::NotRunning(path.to_owned()),
+    let stream = UnixStream::connect(path).await.map_err(|error| {
+        let is_denied = error.kind() == io::ErrorKind::PermissionDenied;
+        let why = if is_denied { ClientError::Denied } else { ClientError::NotRunning };
+        why(path.to_owned())
     })?;
     let answer = |error: hyper::Error| ClientError::Answer(error.to_string());
     let (mut sender, connection) =

@@ -130,6 +130,12 @@ impl Machine {
         self.state
     }
 
+    /// When it is to be started again, if it is.
+    #[must_use]
+    pub fn starts_at(&self) -> Option<Instant> {
+        if let State::Waiting(at) = self.state { Some(at) } else { None }
+    }
+
     /// How often it was started again by its policy.
     #[must_use]
     pub fn restarts(&self) -> u64 {

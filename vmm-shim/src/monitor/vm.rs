@@ -138,11 +138,8 @@ impl Vm {
         orders: &mut mpsc::Receiver<Asked>,
         heard: &mut Option<mpsc::UnboundedReceiver<qmp::Event>>,
     ) -> Next {
-        let start = match self.machine.state() {
-            State::Waiting(at) if self.process.is_none() => Some(at),
-            _ => None,
-        };
-        let until = start.or(self.late.map(|(at, _)| at));
+        let until =
+            self.machine.starts_at().filter(|_| self.process.is_none()).or(self.late.map(|(at, _)| at));
         let time = async {
             match until {
                 Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -248,6 +245,9 @@ impl Vm {
     async fn obey(&mut self, order: Order, tell: oneshot::Sender<Result<(), String>>) {
         let runs = self.process.is_some();
         let done = match (order, runs) {
+            (Order::Start, true) if self.machine.state() == State::Failed => {
+                Err("it is kept as it failed: stop it first".to_owned())
+            }
             (Order::Start, true) => Err("it runs already".to_owned()),
             (Order::Start, false) => self.start(),
             (Order::Stop | Order::Kill, false) => {
@@ -311,7 +311,7 @@ impl Vm {
             },
             late => {
                 self.late = late;
-                if self.process.is_none() && matches!(self.machine.state(), State::Waiting(_)) {
+                if self.process.is_none() && self.machine.starts_at().is_some() {
                     let _ = self.start();
                 }
             }
