@@ -10,8 +10,8 @@
 //! leave nothing for the first packet of anybody else.
 //!
 //! Shares are those of the workers' time ([`crate::worker`]): each tenant has the same, and all uplinks together, and in it each
-//! port. A frame is taken to need as many buffers as its sender's last one; what it takes beyond, its sender owes to its next
-//! reserve.
+//! port. What a frame needs is told by its length and by what others of theirs took; a frame of more than its sender can ever
+//! save up waits for no more than that, and what it takes beyond, its sender owes to its next reserve.
 //!
 //! A packed vring does not say how much it offers, so there it is as it comes.
 
@@ -65,6 +65,8 @@ pub(super) struct Room {
     slack: i32,
     /// What the sender of the burst has to itself at best: no frame waits for more.
     best: i32,
+    /// Bytes of a buffer, as far as frames have shown.
+    bytes: u32,
 }
 
 #[derive(Debug)]
@@ -77,8 +79,6 @@ struct Seat {
     reserve: i32,
     /// The inverse of its share.
     shares: i32,
-    /// What its last frame took.
-    frame: i32,
 }
 
 /// Most buffers that were free at once, in this time and in the one before.
@@ -142,7 +142,7 @@ impl Room {
                 self.seats.iter().enumerate().min_by_key(|(_, seat)| order(seat)).map_or(0, |(at, _)| at);
             self.seats.swap_remove(first);
         }
-        self.seats.push(Seat { sender, seen: now, refused: None, reserve: 0, shares: 1, frame: PARTS });
+        self.seats.push(Seat { sender, seen: now, refused: None, reserve: 0, shares: 1 });
         self.seats.len() - 1
     }
 
@@ -173,34 +173,34 @@ impl Room {
         let all = (peak * PARTS / 8 * 3).min((peak - 1) * PARTS).max(0);
         let spare = (all / 4).min(SPARE * PARTS);
         self.spare = spare.min(self.spare + come / SPARE_SHARE);
-        for seat in &mut self.seats {
+        self.best = peak * PARTS - spare;
+        for (i, seat) in self.seats.iter_mut().enumerate() {
             let wants = seat.refused.is_some_and(|at| now.saturating_duration_since(at) <= WANTS);
             let most = if wants { ((peak - 1) * PARTS).max(spare) } else { all } - spare;
-            seat.reserve = (most / seat.shares).min(seat.reserve + (come - come / SPARE_SHARE) / seat.shares);
+            let most = most / seat.shares;
+            seat.reserve = most.min(seat.reserve + (come - come / SPARE_SHARE) / seat.shares);
+            self.best -= if i == self.at { 0 } else { most };
         }
         let reserved: i32 = self.seats.iter().map(|seat| seat.reserve.max(0)).sum();
         self.slack = (free * PARTS - reserved - self.spare).max(0);
-        let shares = self.seats.get(self.at).map_or(1, |seat| seat.shares);
-        self.best = peak * PARTS - all + (all - spare) / shares;
     }
 
-    /// Whether the burst's next frame may have what it needs.
-    pub(super) fn has_some(&mut self) -> bool {
-        let some = self.seats.get(self.at).is_some_and(|seat| {
-            let need = seat.frame.min(self.best).max(PARTS);
-            self.slack + seat.reserve >= need
-        });
+    /// Whether the burst's next frame, of that many bytes, may have what it needs.
+    pub(super) fn has_some(&mut self, bytes: u32) -> bool {
+        let buffers = bytes.checked_div(self.bytes).map_or(1, |_| bytes.div_ceil(self.bytes));
+        let need = i32::try_from(buffers).unwrap_or(i32::MAX).saturating_mul(PARTS);
+        let need = need.min(self.best).max(PARTS);
+        let some = self.seats.get(self.at).is_some_and(|seat| self.slack + seat.reserve >= need);
         self.was_full |= !some;
         some
     }
 
-    /// It has used so many.
-    pub(super) fn used(&mut self, buffers: u16) {
+    /// That frame has used so many.
+    pub(super) fn used(&mut self, buffers: u16, bytes: u32) {
+        self.bytes = self.bytes.max(bytes.checked_div(buffers.into()).unwrap_or(0));
         self.free -= i32::from(buffers);
         let Some(seat) = self.seats.get_mut(self.at) else { return };
         let mut parts = i32::from(buffers) * PARTS;
-        // Of a frame that was refused nothing is known.
-        seat.frame = if buffers == 0 { PARTS } else { parts };
         for pot in [&mut seat.reserve, &mut self.slack] {
             let part = parts.min((*pot).max(0));
             *pot -= part;
@@ -227,6 +227,7 @@ mod tests {
     }
 
     /// What a sender sends: a burst in every so many rounds.
+    #[derive(Debug)]
     struct Flow {
         sender: Sender,
         every: u16,
@@ -255,6 +256,15 @@ mod tests {
     impl Guest {
         /// What arrived of the second half of the rounds. Senders have their turn always in the same order.
         fn run(&self, flows: &mut [Flow]) {
+            self.send(flows);
+            let used: u16 = flows.iter().map(|flow| flow.arrived * flow.buffers).sum();
+            let most = self.drain * (ROUNDS / 2);
+            // Of a pool that comes back all at once, the reserves of others lie there.
+            let least = if self.drain < self.pool { most - most / 50 - self.pool } else { most / 4 };
+            assert!(used >= least, "buffers lie idle: {used} of {most}");
+        }
+
+        fn send(&self, flows: &mut [Flow]) {
             let (start, mut room, mut free) = (Instant::now(), Room::default(), 0);
             room.note_full();
             for round in 0..ROUNDS {
@@ -266,7 +276,8 @@ mod tests {
                         for _ in 0..flow.frames {
                             let counts = u16::from(round >= ROUNDS / 2);
                             flow.sent = flow.sent.saturating_add(counts);
-                            if !room.has_some() {
+                            let bytes = 1500 * u32::from(flow.buffers);
+                            if !room.has_some(bytes) {
                                 continue;
                             }
                             if free < flow.buffers {
@@ -274,17 +285,12 @@ mod tests {
                                 continue;
                             }
                             free -= flow.buffers;
-                            room.used(flow.buffers);
+                            room.used(flow.buffers, bytes);
                             flow.arrived += counts;
                         }
                     }
                 }
             }
-            let used: u16 = flows.iter().map(|flow| flow.arrived * flow.buffers).sum();
-            let most = self.drain * (ROUNDS / 2);
-            // Of a pool that comes back all at once, the reserves of others lie there.
-            let least = if self.drain < self.pool { most - most / 50 - self.pool } else { most / 4 };
-            assert!(used >= least, "buffers lie idle: {used} of {most}");
         }
 
         /// The same, for each round.
@@ -355,6 +361,22 @@ mod tests {
         let large = Flow { buffers: 20, ..flow(sender(1, 1), 8, 1) };
         let found = Guest { pool: 256, drain: 40 }.arrived([large, flow(sender(2, 2), 1, 100)]);
         assert!(found[0] == 1 && found[1] >= 17, "{found:?}");
+    }
+
+    #[test]
+    fn a_frame_of_most_of_the_ring_waits_for_no_more_than_can_be_there() {
+        let large = |port, buffers| Flow { buffers, ..flow(sender(port, port), 1, 2) };
+        // Whoever is refused saves up: the sum of all that is never stops everybody.
+        for (pool, buffers, senders) in [(64, 43, 2), (256, 43, 8), (256, 43, 15), (64, 64, 3), (48, 43, 5)] {
+            for drain in [7, pool / 2, pool] {
+                let mut flows: Vec<Flow> = (0..senders).map(|port| large(port, buffers)).collect();
+                flows.push(Flow { every: 4, ..flow(sender(100, 100), 1, 1) });
+                Guest { pool, drain }.send(&mut flows);
+                let small = flows.pop().unwrap().arrived;
+                let arrived: u16 = flows.iter().map(|flow| flow.arrived).sum();
+                assert!(arrived > 20 && small > 200, "{pool} {drain} {small} {flows:?}");
+            }
+        }
     }
 
     #[test]
