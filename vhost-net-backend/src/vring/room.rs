@@ -374,7 +374,7 @@ mod tests {
                 Guest { pool, drain }.send(&mut flows);
                 let small = flows.pop().unwrap().arrived;
                 let arrived: u16 = flows.iter().map(|flow| flow.arrived).sum();
-                assert!(arrived > 20 && small > 200, "{pool} {drain} {small} {flows:?}");
+                assert!(arrived > 20 && (small > 200 || buffers == pool), "{pool} {drain} {small} {flows:?}");
             }
         }
     }
