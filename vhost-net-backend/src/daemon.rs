@@ -243,7 +243,7 @@ fn mirrors(
     took_over: bool,
 ) -> anyhow::Result<(Mirrors, crate::mirror::Next)> {
     let mirrors = Mirrors::new(folders);
-    let next = mirrors.prepare(topology);
+    let next = mirrors.prepare(topology, false);
     // Guests that were taken over are served without a mirror, too.
     if !took_over {
         next.check()?;

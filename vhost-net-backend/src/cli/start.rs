@@ -68,10 +68,24 @@ pub(super) fn fitting(text: Text, allow_unenforced: bool) -> Result<Start, Failu
             Err(_) => {}
         }
     }
-    let alone = Text { text: own::without(&all.text, |_| true), ..all };
-    let topology = read(&alone).map_err(|_| wrong(report))?;
-    own::tenants(&text.text).iter().for_each(|tenant| say(tenant, &faults));
-    Ok(Start { text: alone, topology })
+    let without = |out: &BTreeSet<String>| Text {
+        text: own::without(&all.text, |tenant| out.contains(tenant)),
+        ..all.clone()
+    };
+    let mut out: BTreeSet<String> = own::tenants(&all.text).into_iter().collect();
+    let mut topology = read(&without(&out)).map_err(|_| wrong(report))?;
+    // Several that misfit only together: of those, as many as can be.
+    for tenant in own::tenants(&text.text) {
+        out.remove(&tenant);
+        match read(&without(&out)) {
+            Ok(more) => topology = more,
+            Err(left) => {
+                say(&tenant, &left);
+                out.insert(tenant);
+            }
+        }
+    }
+    Ok(Start { text: without(&out), topology })
 }
 
 /// What has become of it when the daemon before has ended: until then owners could change it, and without a file

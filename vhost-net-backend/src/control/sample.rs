@@ -64,7 +64,7 @@ pub(crate) fn view_of(run_dir: &Path, text: &str) -> View {
         macs: vec![Mac::default(); topology.uplinks.len()],
         meters: Meters::default(),
         ports: ports.collect(),
-        mirrors: mirrors.prepare(&topology).shown(),
+        mirrors: mirrors.prepare(&topology, false).shown(),
         counters: Counters::create(&run_dir.join("stats"), 2, &identities).unwrap(),
         topology: Arc::new(topology),
         snapshot: Arc::new(snapshot),

@@ -186,11 +186,12 @@ impl Applier {
         if text.text == running.text {
             // Perhaps the disk has room again.
             setup.keep_or_say();
-            setup.retry_mirrors();
+            setup.retry_mirrors(request);
             let (plan, generation) = (Plan::default(), setup.origin.generation);
             return Ok(Applied { plan, generation, took: Duration::ZERO, notes: notes(&topology) });
         }
         let (applied, record) = setup.apply(topology, text, request)?;
+        setup.retry_mirrors(request);
         if let Some((time, waiting)) = waiting {
             // The thread waits for it.
             let _ = waiting.send((applied.generation, time));
@@ -395,9 +396,12 @@ impl Setup {
         }
     }
 
-    /// Opens files of mirrors that could not be opened before.
-    fn retry_mirrors(&mut self) {
-        let next = self.mirrors.prepare(&self.board.view().topology);
+    /// Opens files of mirrors that could not be opened before. Not for an owner: a disk may be slow, and it may ask often.
+    fn retry_mirrors(&mut self, request: &Request) {
+        if request.asked.tenant().is_some() {
+            return;
+        }
+        let next = self.mirrors.prepare(&self.board.view().topology, true);
         drop(self.mirrors.commit(next, &self.workers, &self.board));
     }
 

@@ -15,6 +15,8 @@ use crate::watch::pcapng;
 
 /// A file that has so many bytes is renamed, and another one begun. Beside it there is at most one that was renamed.
 const LIMIT: u64 = 1 << 30;
+/// Bytes of a beginning.
+const FIRST: u64 = 28;
 /// Behind the name of the one that was renamed; topologies know it, too.
 const ROTATED: &str = ".1";
 /// Guests' frames are for its owner and, to be read, for its group.
@@ -61,11 +63,12 @@ impl CaptureFile {
             return Ok(true);
         };
         let len = u64::try_from(there.st_size).unwrap_or(0);
-        if len == self.len || self.torn {
+        // What is torn is longer than what is whole of it.
+        if len == self.len || self.torn && len > self.len {
             return Ok(false);
         }
         self.is_whole = len == 0 || ends_whole(&self.file, len)?;
-        self.len = len;
+        (self.len, self.torn) = (len, false);
         Ok(true)
     }
 
@@ -94,6 +97,12 @@ impl CaptureFile {
     /// # Errors
     /// The kernel refuses, or what has the other name is not ours.
     pub(super) fn rotate(&mut self) -> io::Result<()> {
+        if self.len < FIRST {
+            // Nothing is lost, and the other name is for a capture.
+            self.file.set_len(0)?;
+            (self.len, self.torn, self.is_whole) = (0, false, true);
+            return Ok(());
+        }
         let Spot { folder, name } = &self.spot;
         let old: OsString = [name.as_os_str(), ROTATED.as_ref()].into_iter().collect();
         let other = Spot { folder: Arc::clone(folder), name: old };
@@ -136,7 +145,9 @@ fn ours(file: &File) -> io::Result<Metadata> {
         return refuse("it is there, and belongs to another user: remove it or take another name");
     }
     let mut first = [0; pcapng::FIRST];
-    if about.len() > 0 && (file.read_at(&mut first, 0)? < first.len() || !pcapng::is_ours(&first)) {
+    let len = file.read_at(&mut first, 0)?;
+    // A daemon may have died in the middle of its first block.
+    if !pcapng::is_ours(first.get(..len).unwrap_or_default()) {
         return refuse("it is there, and no capture that vmrouter made: remove it or take another name");
     }
     Ok(about)
@@ -259,6 +270,7 @@ mod tests {
             if file.is_full() {
                 assert_eq!(at, 3, "it ends in the middle of a block");
                 file.rotate().unwrap();
+                assert!(!folder.path().join("m.1").exists(), "nothing worth keeping");
             }
             file.append(&one).unwrap();
             assert_eq!(std::fs::read(&path).unwrap(), one, "{at}");

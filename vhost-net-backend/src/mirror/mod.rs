@@ -13,7 +13,7 @@
 //! new snapshot. One that is the same in both goes on without a gap: its wish names VMs and networks, and each worker looks up
 //! anew whom that means. One that gets another name or other sources keeps its file open. Files are opened in [`Folders`] that
 //! the daemon has held since it started. A file that cannot be opened stops a change that brings it; one that went missing
-//! otherwise stops none, and each change, also one that changes nothing, tries to open it again.
+//! otherwise stops none, and each change of the operator's, also one that changes nothing, tries to open it again.
 
 mod file;
 mod folders;
@@ -153,7 +153,19 @@ enum Step {
 /// Mirrors into files that have ended. Dropping it waits, not for ever, until all is written.
 #[derive(Debug, Default)]
 #[must_use]
-pub struct Ended(#[allow(dead_code, reason = "dropped")] Vec<(PathBuf, Writer)>);
+pub struct Ended(Vec<Writer>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        Writer::end_all(&mut self.0);
+    }
+}
+
+impl Drop for Mirrors {
+    fn drop(&mut self) {
+        drop(Ended(self.running.drain(..).filter_map(|old| Some(old.into_writer()?.1)).collect()));
+    }
+}
 
 impl Mirrors {
     /// None yet.
@@ -162,20 +174,20 @@ impl Mirrors {
         Self { running: Vec::new(), folders }
     }
 
-    /// Opens the files that `topology` wants and that are not open. What could not be opened before is tried again.
+    /// Opens the files that `topology` wants and that are not open; with `retry`, also those that could not be opened before.
     #[must_use]
-    pub fn prepare(&self, topology: &Topology) -> Next {
+    pub fn prepare(&self, topology: &Topology, retry: bool) -> Next {
         let mirrors = topology.tenants.iter().flat_map(|t| t.mirrors.iter().map(move |m| (t, m)));
-        Next(mirrors.map(|(tenant, mirror)| self.coming(tenant, mirror)).collect())
+        Next(mirrors.map(|(tenant, mirror)| self.coming(tenant, mirror, retry)).collect())
     }
 
-    fn coming(&self, tenant: &Tenant, mirror: &Mirror) -> Coming {
+    fn coming(&self, tenant: &Tenant, mirror: &Mirror, retry: bool) -> Coming {
         let spec = Spec::of(mirror, tenant);
         let before = self.running.iter().find(|running| running.spec.is_named_as(&spec));
         if let Some(Running { shown, end, .. }) = before.filter(|running| running.spec == spec) {
             let shown = Arc::clone(shown);
             let step = match (end, &spec.to) {
-                (End::Nowhere, To::File(path)) => {
+                (End::Nowhere, To::File(path)) if retry => {
                     self.open(path, &shown).map_or(Step::Stay, |writer| Step::Write(Ok(writer)))
                 }
                 _ => Step::Stay,
@@ -252,7 +264,7 @@ impl Mirrors {
             };
             self.running.push(Running { spec, shown, end: end.unwrap_or(End::Nowhere) });
         }
-        Ended(writers)
+        Ended(writers.into_iter().map(|(_, writer)| writer).collect())
     }
 }
 
@@ -326,7 +338,7 @@ file = "FOLDER/m.pcapng"
         let first = parse("", "");
         let mut mirrors = Mirrors::new(Folders::open(&first));
         let mut put = |topology: &Topology| {
-            let next = mirrors.prepare(topology);
+            let next = mirrors.prepare(topology, false);
             next.check()?;
             let shown = next.shown();
             drop(mirrors.commit(next, &[], &board));
@@ -355,10 +367,10 @@ file = "FOLDER/m.pcapng"
         assert!(refused.contains("no capture"), "{refused}");
         // A daemon that took guests over goes on without, whatever else changes, until it can be opened.
         let n = folder.path().join("n");
-        let next = mirrors.prepare(&topology::parse("t", &again).unwrap());
+        let next = mirrors.prepare(&topology::parse("t", &again).unwrap(), false);
         drop(mirrors.commit(next, &[], &board));
         let mut put = |text: &str| {
-            let next = mirrors.prepare(&topology::parse("t", text).unwrap());
+            let next = mirrors.prepare(&topology::parse("t", text).unwrap(), true);
             next.check().unwrap();
             let shown = next.shown()[1].trouble.lock().unwrap().clone();
             drop(mirrors.commit(next, &[], &board));
@@ -386,12 +398,12 @@ file = "FOLDER/m.pcapng"
         let mut mirrors = Mirrors::new(Folders::open(&two("m", "n")));
         // Renamed, and exchanged.
         for topology in [two("m", "n"), two("x", "n"), two("n", "x")] {
-            let next = mirrors.prepare(&topology);
+            let next = mirrors.prepare(&topology, false);
             next.check().unwrap();
             let ended = mirrors.commit(next, &[], &board);
             assert!(ended.0.is_empty() && mirrors.running.iter().all(|one| matches!(one.end, End::File(..))));
         }
-        let next = mirrors.prepare(&topology::parse("t", "version = 1").unwrap());
+        let next = mirrors.prepare(&topology::parse("t", "version = 1").unwrap(), false);
         drop(mirrors.commit(next, &[], &board));
         // A section for each listener that it had: three and two.
         let len = |name: &str| std::fs::metadata(path(name)).unwrap().len();

@@ -68,15 +68,29 @@ impl Writer {
     }
 }
 
-impl Drop for Writer {
-    fn drop(&mut self) {
-        drop(self.jobs.take());
-        if self.end.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+impl Writer {
+    /// Ends them all at once, and waits for them together.
+    pub(super) fn end_all(writers: &mut [Self]) {
+        writers.iter_mut().for_each(|writer| writer.jobs = None);
+        let until = Instant::now() + PATIENCE;
+        writers.iter_mut().for_each(|writer| writer.wait(until));
+    }
+
+    fn wait(&mut self, until: Instant) {
+        self.jobs = None;
+        if self.thread.is_some() && self.end.recv_deadline(until) == Err(RecvTimeoutError::Timeout) {
+            self.thread = None;
             tracing::warn!("the disk does not take the last frames of a mirror: going on without");
             return;
         }
         // A thread that panicked has said so already.
         let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.wait(Instant::now() + PATIENCE);
     }
 }
 

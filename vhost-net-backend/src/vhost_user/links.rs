@@ -169,9 +169,14 @@ pub(super) fn is_down(mark: &Path) -> Option<Shut> {
 /// Puts that file in place, or removes it.
 pub(super) fn mark_down(mark: &Path, down: Option<Shut>) -> io::Result<()> {
     let naming = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", mark.display()));
+    // All of it or nothing: one that is empty is the operator's.
+    let put = |text| {
+        let new = mark.with_extension("down.new");
+        fs::write(&new, text).and_then(|()| fs::rename(&new, mark)).map_err(naming)
+    };
     match down {
-        Some(Shut::Operator) => fs::write(mark, "").map_err(naming),
-        Some(Shut::Owner) => fs::write(mark, OWNERS).map_err(naming),
+        Some(Shut::Operator) => put(""),
+        Some(Shut::Owner) => put(OWNERS),
         None => match fs::remove_file(mark) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(naming(error)),
             _ => Ok(()),

@@ -37,9 +37,10 @@ const OURS: &[u8] = b"vmrouter ";
 /// Bytes of a file by which one of ours is known: a section's header up to there.
 pub(crate) const FIRST: usize = 28 + OURS.len();
 
-/// Whether a file that begins so was made here.
-pub(crate) fn is_ours(first: &[u8; FIRST]) -> bool {
-    let at = |from: usize, wanted: &[u8]| first.get(from..from + wanted.len()) == Some(wanted);
+/// Whether a file that begins so was made here; of one that is cut short, whether it can have been.
+pub(crate) fn is_ours(first: &[u8]) -> bool {
+    let at =
+        |from: usize, wanted: &[u8]| first.iter().skip(from).zip(wanted).all(|(byte, wanted)| byte == wanted);
     at(0, &SECTION.to_le_bytes())
         && at(8, &BYTE_ORDER.to_le_bytes())
         && at(24, &PROGRAM.to_le_bytes())

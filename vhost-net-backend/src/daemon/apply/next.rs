@@ -107,7 +107,7 @@ impl Next {
         let doors = Doors::between(view, &topology, &ids);
         doors.are_allowed()?;
         view.counters.reserve(ids.end()).context("no room for the counters of that many ports")?;
-        let mirrors = setup.mirrors.prepare(&topology);
+        let mirrors = setup.mirrors.prepare(&topology, false);
         let uplinks = uplinks::Prepared::of(view, &topology, &ids, setup.workers.len())?;
         let made = || {
             let needs_watch = !setup.watching && !uplinks.kept.is_empty();
