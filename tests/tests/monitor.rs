@@ -62,7 +62,7 @@ impl Field {
 
     fn shim(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = Command::new(binary("vmm-shim")?);
-        command.args(arguments).arg("--run-dir").arg(self.folder.path().join("run"));
+        command.args(arguments).arg("--dir").arg(self.folder.path().join("vmm"));
         Ok(command)
     }
 
@@ -111,7 +111,7 @@ impl Field {
     }
 
     fn console(&self, vm: &str) -> Result<Console> {
-        let path = self.folder.path().join(format!("run/{vm}.console"));
+        let path = self.folder.path().join(format!("vmm/{vm}.console"));
         let stream = wait_for("the console", SOON, || Ok(UnixStream::connect(&path).ok()))?;
         stream.set_read_timeout(Some(Duration::from_millis(100)))?;
         Ok(Console { vm: vm.to_owned(), stream })
@@ -126,7 +126,7 @@ impl Field {
                 return Ok(());
             }
         }
-        let log = std::fs::read(self.folder.path().join(format!("run/{vm}.log"))).unwrap_or_default();
+        let log = std::fs::read(self.folder.path().join(format!("vmm/{vm}.log"))).unwrap_or_default();
         bail!("{vm} does not boot: {}\n{}", String::from_utf8_lossy(&log), self.monitor.log())
     }
 
@@ -154,7 +154,7 @@ impl Drop for Field {
     fn drop(&mut self) {
         // VMs and the router outlive their monitor.
         let _ = self.monitor.kill();
-        let run = self.folder.path().join("run");
+        let run = self.folder.path().join("vmm");
         let mut records = vec![run.join("vmrouter.json")];
         for (tenant, _) in TENANTS {
             records.extend(VMS.map(|(vm, _)| run.join(format!("{tenant}/{vm}.json"))));
@@ -171,7 +171,7 @@ impl Drop for Field {
 fn start(folder: &TempDir) -> Result<Process> {
     let mut command = Command::new(binary("vmm-shim")?);
     command.arg("run").arg(folder.path().join("topology.toml")).arg("--with-router");
-    command.arg("--run-dir").arg(folder.path().join("run"));
+    command.arg("--run-dir").arg(folder.path().join("run")).arg("--dir").arg(folder.path().join("vmm"));
     command.env("XDG_STATE_HOME", folder.path().join("state"));
     command.env("STATE_DIRECTORY", folder.path().join("state"));
     let name = format!("monitor{}", std::fs::read_dir(folder.path())?.count());
@@ -254,7 +254,7 @@ fn six_guests_of_three_tenants_survive_the_kill_of_any_program() -> Result<()> {
 
     step("a router that was killed is started again");
     let record: Value =
-        serde_json::from_slice(&std::fs::read(field.folder.path().join("run/vmrouter.json"))?)?;
+        serde_json::from_slice(&std::fs::read(field.folder.path().join("vmm/vmrouter.json"))?)?;
     kill(record["pid"].as_i64().context("no router")?.try_into()?)?;
     field.until_event("router", "crash", "restart")?;
     wait_for("an answer through the next router", SOON, || {
@@ -334,7 +334,12 @@ fn each_end_of_a_guest_is_one_event_with_its_action() -> Result<()> {
 fn without_a_router_there_is_no_monitor() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let run = |arguments: &[&str]| -> Result<std::process::Output> {
-        Ok(Command::new(binary("vmm-shim")?).args(arguments).arg("--run-dir").arg(folder.path()).output()?)
+        let mut command = Command::new(binary("vmm-shim")?);
+        command.args(arguments).arg("--dir").arg(folder.path());
+        if arguments == ["run"] {
+            command.arg("--run-dir").arg(folder.path());
+        }
+        Ok(command.output()?)
     };
     for (arguments, code, wanted) in [
         (&["run"][..], 1, "no router runs"),

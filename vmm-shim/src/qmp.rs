@@ -17,15 +17,20 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 /// A QEMU that takes longer hangs.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
 /// No line of QEMU's is longer: a compromised one could send without end.
-const LINE: u64 = 1 << 20;
+const LINE: u64 = 64 << 10;
+/// Events that wait to be taken. A QEMU that has more to tell makes no sense.
+const EVENTS: usize = 64;
 /// Events that are handed on. A guest can cause some others without end.
 const HEARD: [&str; 6] = ["SHUTDOWN", "RESET", "GUEST_PANICKED", "WATCHDOG", "STOP", "RESUME"];
-/// Between two of them: a guest may reset itself as fast as it can.
+/// Between two lines that nobody asked for: a guest may reset itself as fast as it can.
 const PACE: Duration = Duration::from_millis(2);
+/// Characters of a text of QEMU's.
+const TEXT: usize = 100;
 
 /// Why a command came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -54,14 +59,35 @@ pub struct Event {
     pub name: String,
     /// What belongs to it.
     #[serde(default)]
-    pub data: Value,
+    pub data: Data,
+}
+
+/// What belongs to an event, as far as anybody cares.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Data {
+    /// Whether the guest did it.
+    #[serde(default)]
+    pub guest: bool,
+    /// Why; printable and short.
+    #[serde(default, deserialize_with = "short")]
+    pub reason: String,
+}
+
+/// Nothing of QEMU's reaches a terminal as it is.
+fn short<'de, D: serde::Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    Ok(clip(&String::deserialize(from)?))
+}
+
+fn clip(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(TEXT).collect()
 }
 
 type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Result<Value, String>>>>>;
 
-/// A connection.
+/// A connection; dropping it closes it.
 #[derive(Debug)]
 pub struct Qmp {
+    hears: JoinHandle<()>,
     writer: tokio::sync::Mutex<OwnedWriteHalf>,
     waiting: Waiting,
     next: AtomicU64,
@@ -72,11 +98,11 @@ impl Qmp {
     ///
     /// # Errors
     /// Nobody listens, or it is no QEMU.
-    pub async fn connect(path: &Path) -> io::Result<(Self, mpsc::UnboundedReceiver<Event>)> {
+    pub async fn connect(path: &Path) -> io::Result<(Self, mpsc::Receiver<Event>)> {
         let (reader, writer) = UnixStream::connect(path).await?.into_split();
-        let (waiting, (events, heard)) = (Waiting::default(), mpsc::unbounded_channel());
-        tokio::spawn(hear(reader, Arc::clone(&waiting), events));
-        let qmp = Self { writer: tokio::sync::Mutex::new(writer), waiting, next: AtomicU64::new(1) };
+        let (waiting, (events, heard)) = (Waiting::default(), mpsc::channel(EVENTS));
+        let hears = tokio::spawn(hear(reader, Arc::clone(&waiting), events));
+        let qmp = Self { hears, writer: tokio::sync::Mutex::new(writer), waiting, next: AtomicU64::new(1) };
         qmp.execute("qmp_capabilities", Value::Null).await.map_err(io::Error::other)?;
         Ok((qmp, heard))
     }
@@ -100,8 +126,18 @@ impl Qmp {
         };
         let answer = tokio::time::timeout(ANSWER_TIME, asked).await;
         locked(&self.waiting).remove(&id);
+        if answer.is_err() {
+            // Perhaps half of a line was written: whatever follows would make no sense.
+            self.hears.abort();
+        }
         let answer = answer.map_err(|_| QmpError::Silent(command.to_owned()))??;
         answer.map_err(|said| QmpError::Refused { command: command.to_owned(), said })
+    }
+}
+
+impl Drop for Qmp {
+    fn drop(&mut self) {
+        self.hears.abort();
     }
 }
 
@@ -124,7 +160,7 @@ struct Said {
 }
 
 /// Hands out what comes, until it closes or makes no sense.
-async fn hear(reader: OwnedReadHalf, waiting: Waiting, events: mpsc::UnboundedSender<Event>) {
+async fn hear(reader: OwnedReadHalf, waiting: Waiting, events: mpsc::Sender<Event>) {
     let mut reader = BufReader::new(reader);
     let mut line = Vec::new();
     loop {
@@ -134,16 +170,18 @@ async fn hear(reader: OwnedReadHalf, waiting: Waiting, events: mpsc::UnboundedSe
             break;
         }
         if let Ok(event) = serde_json::from_slice::<Event>(&line) {
-            if HEARD.contains(&&*event.name) {
-                // Nobody may care for events any more; answers are still wanted.
-                let _ = events.send(event);
-                tokio::time::sleep(PACE).await;
+            if HEARD.contains(&&*event.name) && events.try_send(event).is_err() {
+                break;
             }
+            tokio::time::sleep(PACE).await;
             continue;
         }
         let Ok(Line { id, answer, error }) = serde_json::from_slice(&line) else { break };
-        let Some(tell) = id.and_then(|id| locked(&waiting).remove(&id)) else { continue };
-        let answer = error.map_or(Ok(answer.unwrap_or_default()), |said| Err(said.desc));
+        let Some(tell) = id.and_then(|id| locked(&waiting).remove(&id)) else {
+            tokio::time::sleep(PACE).await;
+            continue;
+        };
+        let answer = error.map_or(Ok(answer.unwrap_or_default()), |said| Err(clip(&said.desc)));
         // It did not want to wait any longer.
         let _ = tell.send(answer);
     }
@@ -194,7 +232,10 @@ mod tests {
             let (qmp, mut events) = Qmp::connect(&path).await.unwrap();
             let status = qmp.execute("query-status", Value::Null).await.unwrap();
             assert_eq!(status["status"], "paused");
-            assert_eq!(events.recv().await.unwrap(), Event { name: "STOP".to_owned(), data: Value::Null });
+            assert_eq!(
+                events.recv().await.unwrap(),
+                Event { name: "STOP".to_owned(), data: Data::default() }
+            );
             let refused = qmp.execute("cont", json!({})).await.unwrap_err().to_string();
             assert_eq!(refused, "QEMU refuses cont: not now");
             let closed = qmp.execute("stop", Value::Null).await.unwrap_err();

@@ -14,10 +14,28 @@ pub struct NoRunDir;
 /// # Errors
 /// [`NoRunDir`]: an ordinary user has no `$XDG_RUNTIME_DIR`.
 pub fn run_dir(flag: Option<&Path>, file: Option<&Path>) -> Result<PathBuf, NoRunDir> {
-    choose(flag, file, |name| std::env::var_os(name), rustix::process::geteuid().is_root())
+    choose("vmrouter", flag, file, |name| std::env::var_os(name), rustix::process::geteuid().is_root())
+}
+
+/// The monitor's own directory: `flag`, else as RUN_DIR, with `vmm-shim` in the place of `vmrouter`. Nobody else writes there.
+///
+/// # Errors
+/// As [`run_dir`].
+pub fn monitor_dir(flag: Option<&Path>) -> Result<PathBuf, NoRunDir> {
+    choose("vmm-shim", flag, None, |name| std::env::var_os(name), rustix::process::geteuid().is_root())
+}
+
+/// RUN_DIR of the router, as the monitor looks for it: `$RUNTIME_DIRECTORY` is its own.
+///
+/// # Errors
+/// As [`run_dir`].
+pub fn router_dir(flag: Option<&Path>) -> Result<PathBuf, NoRunDir> {
+    let environment = |name: &str| std::env::var_os(name).filter(|_| name != "RUNTIME_DIRECTORY");
+    choose("vmrouter", flag, None, environment, rustix::process::geteuid().is_root())
 }
 
 fn choose(
+    program: &str,
     flag: Option<&Path>,
     file: Option<&Path>,
     environment: impl Fn(&str) -> Option<OsString>,
@@ -34,8 +52,8 @@ fn choose(
     }
     match (file, root, variable("XDG_RUNTIME_DIR")) {
         (Some(file), _, _) => Ok(file.to_owned()),
-        (None, true, _) => Ok(PathBuf::from("/run/vmrouter")),
-        (None, false, Some(xdg)) => Ok(xdg.join("vmrouter")),
+        (None, true, _) => Ok(Path::new("/run").join(program)),
+        (None, false, Some(xdg)) => Ok(xdg.join(program)),
         (None, false, None) => Err(NoRunDir),
     }
 }
@@ -63,7 +81,7 @@ mod tests {
             let get = |name: &str| {
                 environment.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
             };
-            let found = choose(flag, file, get, root).ok();
+            let found = choose("vmrouter", flag, file, get, root).ok();
             assert_eq!(found.as_deref(), wanted.map(Path::new), "{environment:?} {root}");
         }
     }

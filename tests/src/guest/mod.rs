@@ -315,7 +315,7 @@ fn command_line(
     let target = Target::new(&topology, index.tenant, index.vm, run_dir)?;
     // Ordinary Linux guests need emulation on machines whose /dev/kvm is itself a nested, paravirtual one.
     let qemu_options =
-        QemuOptions { version: qemu.version, accel: Accel::Tcg, vectors: options.vectors, monitored: false };
+        QemuOptions { version: qemu.version, accel: Accel::Tcg, vectors: options.vectors, monitored: None };
     let mut line = launch::CommandLine::new(qemu.program.to_string_lossy());
     for folder in &qemu.data {
         line.option("-L", folder.to_string_lossy());

@@ -4,14 +4,22 @@ use std::io::{self, Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::Context as _;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
 
 use super::Failure;
 
 /// Ctrl-].
 const LEAVE: u8 = 0x1d;
+/// Between two looks whether the console is still there.
+const LOOK_EVERY: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
+/// After the end of an input that is no terminal.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// Passes on what is typed and what is printed, until Ctrl-], the end of the input, or the end of the console.
 pub(super) fn attach(run_dir: &Path, vm: &str) -> Result<(), Failure> {
@@ -36,7 +44,9 @@ pub(super) fn attach(run_dir: &Path, vm: &str) -> Result<(), Failure> {
     });
     let printer = printer.context("no thread to print")?;
     let mut chunk = [0; 256];
-    while let Ok(len @ 1..) = io::stdin().read(&mut chunk) {
+    while is_typed(&printer)
+        && let Ok(len @ 1..) = io::stdin().read(&mut chunk)
+    {
         let typed = chunk.get(..len).unwrap_or_default();
         let left = typed.iter().position(|byte| *byte == LEAVE).filter(|_| terminal.0.is_some());
         if console.write_all(typed.get(..left.unwrap_or(len)).unwrap_or_default()).is_err() || left.is_some()
@@ -44,13 +54,27 @@ pub(super) fn attach(run_dir: &Path, vm: &str) -> Result<(), Failure> {
             break;
         }
     }
-    if terminal.0.is_some() {
-        // From a pipe, what the VM says to the end of the input is still wanted.
-        let _ = console.shutdown(Shutdown::Both);
+    if terminal.0.is_none() {
+        // From a pipe: what the VM answers is still wanted.
+        std::thread::sleep(LINGER);
     }
+    let _ = console.shutdown(Shutdown::Both);
     // A thread that panicked has said so.
     let _ = printer.join();
     Ok(())
+}
+
+/// Waits until something is typed; `false`: the console has ended before.
+fn is_typed(printer: &JoinHandle<()>) -> bool {
+    let stdin = io::stdin();
+    loop {
+        let mut fds = [PollFd::new(&stdin, PollFlags::IN)];
+        match poll(&mut fds, Some(&LOOK_EVERY)) {
+            Ok(0) if printer.is_finished() => return false,
+            Ok(0) | Err(Errno::INTR) => {}
+            Ok(_) | Err(_) => return true,
+        }
+    }
 }
 
 /// A terminal without echo and line editing, as long as this lives.

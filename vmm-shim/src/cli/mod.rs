@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::control::SOCKET;
 use crate::control::api::{Event, Order, Vms};
 use crate::control::client::{self, ClientError};
-use crate::wire::run_dir;
+use crate::wire::monitor_dir;
 
 /// Runs the VMs of a topology file: starts them, watches them, ends them.
 ///
@@ -30,9 +30,9 @@ struct Cli {
 
 #[derive(Debug, Args)]
 struct Common {
-    /// Where the sockets are [default: /run/vmrouter as root, else $XDG_RUNTIME_DIR/vmrouter]
-    #[arg(long, global = true)]
-    run_dir: Option<PathBuf>,
+    /// The monitor's directory [default: /run/vmm-shim as root, else $XDG_RUNTIME_DIR/vmm-shim]
+    #[arg(long)]
+    dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -128,7 +128,7 @@ fn obey(command: Command) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(anyhow::Error::from)?;
     let place = |common: &Common| {
-        run_dir(common.run_dir.as_deref(), None).map_err(|e| Failure { code: 2, text: e.to_string() })
+        monitor_dir(common.dir.as_deref()).map_err(|e| Failure { code: 2, text: e.to_string() })
     };
     let order = |named: &Named, order: Order| {
         let (run_dir, name) = (place(&named.common)?, &named.vm);

@@ -1,15 +1,16 @@
 //! `vmm-shim run`.
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write};
 use std::path::PathBuf;
 
 use clap::Args;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::Failure;
 use crate::monitor::{self, Settings};
-use crate::wire::run_dir;
+use crate::wire::{monitor_dir, router_dir};
 
 /// Run every VM of the router's configuration that has a kernel to boot.
 #[derive(Debug, Args)]
@@ -19,7 +20,10 @@ pub(super) struct Run {
     /// Start the router if none runs, and whenever it ends
     #[arg(long, requires = "file")]
     with_router: bool,
-    /// Where the sockets are [default: /run/vmrouter as root, else $XDG_RUNTIME_DIR/vmrouter]
+    /// The monitor's own directory [default: /run/vmm-shim as root, else $XDG_RUNTIME_DIR/vmm-shim]
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Where the router's sockets are [default: /run/vmrouter as root, else $XDG_RUNTIME_DIR/vmrouter]
     #[arg(long)]
     run_dir: Option<PathBuf>,
 }
@@ -27,15 +31,19 @@ pub(super) struct Run {
 impl Run {
     pub(super) fn run(self, runtime: &tokio::runtime::Runtime) -> Result<(), Failure> {
         let wrong = |text: String| Failure { code: 2, text };
-        let run_dir = run_dir(self.run_dir.as_deref(), None).map_err(|error| wrong(error.to_string()))?;
+        let dirs =
+            monitor_dir(self.dir.as_deref()).and_then(|dir| Ok((dir, router_dir(self.run_dir.as_deref())?)));
+        let (dir, router_dir) = dirs.map_err(|error| wrong(error.to_string()))?;
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
         tracing_subscriber::fmt()
             .with_env_filter(filter)
-            .with_writer(std::io::stderr)
+            .with_writer(|| Quiet(std::io::stderr()))
+            .log_internal_errors(false)
             .with_ansi(std::io::stderr().is_terminal())
             .with_target(false)
             .init();
-        let settings = Settings::find(run_dir)?;
+        raise_limit();
+        let settings = Settings::find(dir, router_dir)?;
         runtime.block_on(async {
             let ends = |kind| signal(kind).map_err(anyhow::Error::from);
             let (mut terminated, mut interrupted) =
@@ -48,8 +56,32 @@ impl Run {
                 tracing::info!("the monitor ends; VMs go on, and another one finds them again");
             };
             let file = self.file.as_deref().filter(|_| self.with_router);
-            monitor::run(settings, file, stop).await
+            tokio::select! {
+                ended = monitor::run(settings, file) => ended,
+                () = stop => Ok(()),
+            }
         })?;
         Ok(())
     }
+}
+
+/// A log that nobody takes any more is no reason to end.
+struct Quiet(std::io::Stderr);
+
+impl Write for Quiet {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let _ = self.0.write_all(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A VM takes some descriptors: as many as the kernel allows.
+fn raise_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // With less, there is room for fewer VMs.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }

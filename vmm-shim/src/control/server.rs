@@ -1,6 +1,7 @@
 //! Answers.
 
 use std::convert::Infallible;
+use std::fs::File;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
@@ -13,29 +14,29 @@ use axum::routing::{get, put};
 use axum::{Json, Router};
 use futures::stream::{self, StreamExt as _};
 use serde::Deserialize;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::broadcast;
 
 use super::SOCKET;
 use super::api::{Event, Order, Problem, Vms};
 use crate::monitor::{NotDone, Table};
 
-/// Its socket, which says that this is the monitor here.
+/// Its socket, and a lock that says that this is the monitor here as long as it lives.
 ///
 /// # Errors
-/// Another one answers there, or the run directory takes no socket.
-pub(crate) async fn listen(run_dir: &Path) -> anyhow::Result<UnixListener> {
-    let path = run_dir.join(SOCKET);
-    std::fs::create_dir_all(run_dir).with_context(|| format!("cannot create {}", run_dir.display()))?;
-    if UnixStream::connect(&path).await.is_ok() {
-        bail!("another monitor runs: somebody listens on {}", path.display());
+/// Another one has it, or the directory takes no files.
+pub(crate) fn listen(dir: &Path) -> anyhow::Result<(UnixListener, File)> {
+    let (path, lock) = (dir.join(SOCKET), dir.join("monitor.lock"));
+    let lock = File::create(&lock).with_context(|| format!("cannot create {}", lock.display()))?;
+    if lock.try_lock().is_err() {
+        bail!("another monitor runs in {}", dir.display());
     }
     // One that was killed left it there.
     let _ = std::fs::remove_file(&path);
     let failed = || format!("cannot listen on {}", path.display());
     let listener = UnixListener::bind(&path).with_context(failed)?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).with_context(failed)?;
-    Ok(listener)
+    Ok((listener, lock))
 }
 
 /// Answers until the end.

@@ -91,16 +91,16 @@ impl<'t> Target<'t> {
         own.unwrap_or_else(ours)
     }
 
-    /// What is to execute its instructions.
+    /// The VM.
     #[must_use]
-    pub fn accel(&self) -> Accel {
-        self.vm.spec.accel
+    pub fn vm(&self) -> &'t Vm {
+        self.vm
     }
 
-    /// A file or socket of the VM's own in the run directory: `RUN_DIR/<tenant>/<vm>.<kind>`.
+    /// Whose it is.
     #[must_use]
-    pub fn file(&self, kind: &str) -> PathBuf {
-        self.run_dir.join(&self.tenant.name).join(format!("{}.{kind}", self.vm.name))
+    pub fn tenant(&self) -> &'t Tenant {
+        self.tenant
     }
 
     /// NICs with their index and socket.

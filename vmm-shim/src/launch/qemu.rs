@@ -1,5 +1,7 @@
 //! QEMU: memory in a shared memfd, one vhost-user netdev for each NIC.
 
+use std::path::Path;
+
 use topology::{Accel, Nic};
 
 use super::{CommandLine, LaunchError, RING_ENTRIES, Target, path_text};
@@ -24,7 +26,7 @@ impl QemuVersion {
 
 /// What the topology does not say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QemuOptions {
+pub struct QemuOptions<'a> {
     /// Of the QEMU that will read the line.
     pub version: QemuVersion,
     /// What runs the guest.
@@ -32,13 +34,14 @@ pub struct QemuOptions {
     /// MSI-X vectors of each NIC; `None` lets QEMU (one pair) or the queue count (more) decide. 0 works around
     /// QEMU 7.2, which crashes under emulation with vhost-user and MSI-X.
     pub vectors: Option<u32>,
-    /// Whether the monitor runs it: with sockets for its control and its console, and so that it stays when its guest ends.
-    pub monitored: bool,
+    /// If the monitor runs it: its files there, without what comes behind the dot. It gets sockets for its control and its
+    /// console (`.qmp`, `.tty`), and stays when its guest ends.
+    pub monitored: Option<&'a Path>,
 }
 
-impl Default for QemuOptions {
+impl Default for QemuOptions<'_> {
     fn default() -> Self {
-        Self { version: QemuVersion(10, 0), accel: Accel::Auto, vectors: None, monitored: false }
+        Self { version: QemuVersion(10, 0), accel: Accel::Auto, vectors: None, monitored: None }
     }
 }
 
@@ -48,7 +51,7 @@ impl Default for QemuOptions {
 ///
 /// # Errors
 /// [`LaunchError::Path`] when a path is not UTF-8.
-pub fn qemu(target: &Target<'_>, options: &QemuOptions) -> Result<CommandLine, LaunchError> {
+pub fn qemu(target: &Target<'_>, options: &QemuOptions<'_>) -> Result<CommandLine, LaunchError> {
     let spec = &target.vm.spec;
     let memory = target.memory_mib();
     let mut line = CommandLine::new("qemu-system-x86_64");
@@ -82,19 +85,19 @@ pub fn qemu(target: &Target<'_>, options: &QemuOptions) -> Result<CommandLine, L
         if let Some(cmdline) = &spec.cmdline {
             line.option("-append", cmdline);
         }
-        if !options.monitored {
+        if options.monitored.is_none() {
             line.push("-nographic");
         }
     }
-    if options.monitored {
-        monitored(target, &mut line)?;
+    if let Some(files) = options.monitored {
+        monitored(files, &mut line)?;
     }
     Ok(line)
 }
 
 /// What the monitor adds. A guest that powers off, panics or hangs stops where it is, so that no event is lost.
-fn monitored(target: &Target<'_>, line: &mut CommandLine) -> Result<(), LaunchError> {
-    let path = |kind| path_text(VMM, &target.file(kind)).map(value);
+fn monitored(files: &Path, line: &mut CommandLine) -> Result<(), LaunchError> {
+    let path = |kind| Ok(value(path_text(VMM, &files.with_extension(kind))?));
     line.push("-nodefaults");
     line.push("-no-user-config");
     line.option("-display", "none");
@@ -129,8 +132,6 @@ fn value(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::super::sample;
     use super::*;
 
@@ -161,7 +162,7 @@ qemu-system-x86_64 \\
         topology.tenants[0].vms[0].nics.truncate(1);
         let target = Target::new(&topology, 0, 0, Path::new("/tmp/a,b")).unwrap();
         let options =
-            QemuOptions { version: QemuVersion(7, 2), accel: Accel::Tcg, vectors: Some(0), monitored: false };
+            QemuOptions { version: QemuVersion(7, 2), accel: Accel::Tcg, vectors: Some(0), monitored: None };
         let wanted = "\
 qemu-system-x86_64 \\
   -name acme/web1 \\

@@ -17,9 +17,9 @@ use tokio::sync::{broadcast, mpsc};
 /// Bytes of the log, at most; as many again are in the one before.
 const LOG: u64 = 1 << 20;
 /// Of one read.
-const CHUNK: usize = 4096;
-/// Between two reads: a guest prints at most 4 MiB in a second.
-const PACE: Duration = Duration::from_millis(1);
+const CHUNK: usize = 8192;
+/// Between two reads: a guest prints at most 800 KiB in a second.
+const PACE: Duration = Duration::from_millis(10);
 /// Before QEMU's socket is tried again.
 const RETRY: Duration = Duration::from_millis(200);
 /// Pieces that a slow reader may be behind.
@@ -38,11 +38,19 @@ pub(super) struct Paths {
     pub(super) log: PathBuf,
 }
 
+impl Paths {
+    /// Of a VM with those files.
+    pub(super) fn of(files: &Path) -> Self {
+        let file = |kind| files.with_extension(kind);
+        Self { tty: file("tty"), console: file("console"), log: file("log") }
+    }
+}
+
 /// Serves the console, over all VMMs that the VM has in turn.
 ///
 /// # Errors
 /// The socket or the log cannot be made.
-pub(super) async fn serve(paths: Paths) -> io::Result<()> {
+pub(super) async fn serve(paths: &Paths) -> io::Result<()> {
     // A monitor that was killed left it there.
     let _ = std::fs::remove_file(&paths.console);
     let listener = UnixListener::bind(&paths.console)?;
@@ -53,11 +61,13 @@ pub(super) async fn serve(paths: Paths) -> io::Result<()> {
     let guest = async {
         let mut log = Log::open(&paths.log)?;
         loop {
-            match UnixStream::connect(&paths.tty).await {
+            if let Ok(tty) = UnixStream::connect(&paths.tty).await {
+                // What was typed for the one before is not for this one.
+                while typing.try_recv().is_ok() {}
                 // When its VMM ends there is another one, or none for a while.
-                Ok(tty) => pass(tty, &mut log, &printed, &mut typing).await?,
-                Err(_) => tokio::time::sleep(RETRY).await,
+                pass(tty, &mut log, &printed, &mut typing).await;
             }
+            tokio::time::sleep(RETRY).await;
         }
     };
     tokio::select! {
@@ -66,33 +76,35 @@ pub(super) async fn serve(paths: Paths) -> io::Result<()> {
     }
 }
 
-/// Between one VMM and everybody; ends with the VMM. A log that cannot be written is an error.
+/// Between one VMM and everybody; ends with the VMM. A guest that does not read stops nothing of what it prints.
 async fn pass(
     tty: UnixStream,
     log: &mut Log,
     printed: &broadcast::Sender<Vec<u8>>,
     typing: &mut mpsc::Receiver<Vec<u8>>,
-) -> io::Result<()> {
+) {
     let (mut from, mut to) = tty.into_split();
-    let mut chunk = [0; CHUNK];
-    loop {
-        tokio::select! {
-            read = from.read(&mut chunk) => {
-                let bytes = read.ok().and_then(|len| chunk.get(..len)).unwrap_or_default();
-                if bytes.is_empty() {
-                    return Ok(());
-                }
-                log.append(bytes)?;
-                // Perhaps nobody looks.
-                let _ = printed.send(bytes.to_vec());
-                tokio::time::sleep(PACE).await;
-            }
-            Some(bytes) = typing.recv() => {
-                if to.write_all(&bytes).await.is_err() {
-                    return Ok(());
-                }
+    let reads = async {
+        let mut chunk = vec![0; CHUNK];
+        while let Ok(len @ 1..) = from.read(&mut chunk).await {
+            let bytes = chunk.get(..len).unwrap_or_default();
+            // A full disk: what is printed is still shown.
+            let _ = log.append(bytes);
+            // Perhaps nobody looks.
+            let _ = printed.send(bytes.to_vec());
+            tokio::time::sleep(PACE).await;
+        }
+    };
+    let writes = async {
+        while let Some(bytes) = typing.recv().await {
+            if to.write_all(&bytes).await.is_err() {
+                return;
             }
         }
+    };
+    tokio::select! {
+        () = reads => {}
+        () = writes => {}
     }
 }
 
@@ -124,9 +136,11 @@ async fn client_of(
             },
             read = from.read(&mut chunk) => {
                 let bytes = read.ok().and_then(|len| chunk.get(..len)).unwrap_or_default();
-                if bytes.is_empty() || typed.send(bytes.to_vec()).await.is_err() {
+                if bytes.is_empty() {
                     return;
                 }
+                // What finds no place is lost, as on a serial line.
+                let _ = typed.try_send(bytes.to_vec());
             }
         }
     }
@@ -169,7 +183,8 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let vmm = UnixListener::bind(&paths.tty).unwrap();
-            tokio::spawn(serve(paths.clone()));
+            let served = paths.clone();
+            tokio::spawn(async move { serve(&served).await });
             // Twice: another VMM takes its place.
             for _ in 0..2 {
                 let (mut tty, _) = vmm.accept().await.unwrap();

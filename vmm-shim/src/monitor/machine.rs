@@ -115,13 +115,23 @@ pub struct Machine {
     /// Starts after an end that nobody asked for.
     restarts: u64,
     reboot: Option<Instant>,
+    /// Its guest has switched itself off since its VMM was started.
+    is_off: bool,
 }
 
 impl Machine {
     /// A VM that does not run.
     #[must_use]
     pub fn new(policy: Restart) -> Self {
-        Self { policy, state: State::Stopped, since: None, failures: 0, restarts: 0, reboot: None }
+        Self {
+            policy,
+            state: State::Stopped,
+            since: None,
+            failures: 0,
+            restarts: 0,
+            reboot: None,
+            is_off: false,
+        }
     }
 
     /// What it is doing.
@@ -145,15 +155,22 @@ impl Machine {
     /// Its VMM was started.
     pub fn starts(&mut self) {
         self.restarts += u64::from(matches!(self.state, State::Waiting(_)));
-        (self.state, self.since) = (State::Starting, None);
+        (self.state, self.since, self.is_off) = (State::Starting, None, false);
     }
 
     /// Its VMM answers: the guest runs, or does not.
     pub fn answers(&mut self, runs: bool, now: Instant) {
-        if matches!(self.state, State::Starting | State::Running | State::Paused) {
+        let goes_on = runs && self.state == State::Failed;
+        // Somebody may let one go on that failed.
+        if matches!(self.state, State::Starting | State::Running | State::Paused) || goes_on {
             self.state = if runs { State::Running } else { State::Paused };
             self.since = self.since.or(Some(now));
         }
+    }
+
+    /// It does not run, and is left so: a monitor before this one has seen its end.
+    pub fn rests(&mut self, state: State) {
+        self.state = state;
     }
 
     /// The operator asked for its end.
@@ -178,11 +195,13 @@ impl Machine {
                 self.reboot = Some(now);
                 (!is_same).then_some(Action::None)
             }
-            // A guest that obeys.
-            Happened::Poweroff if is_asked => Some(Action::End),
+            // A guest that obeys. It can say so again and again.
+            Happened::Poweroff if is_asked => {
+                (!std::mem::replace(&mut self.is_off, true)).then_some(Action::End)
+            }
             _ if is_asked || matches!(self.state, State::Waiting(_) | State::Failed) => None,
             Happened::Poweroff if self.policy != Restart::Always => {
-                self.state = State::Stopping;
+                (self.state, self.is_off) = (State::Stopping, true);
                 Some(Action::End)
             }
             Happened::Poweroff => Some(self.restart(now)),
@@ -260,6 +279,7 @@ mod tests {
         let mut machine = running(Restart::Always, now);
         machine.stops();
         assert_eq!(machine.happened(Happened::Poweroff, now), Some(Action::End));
+        assert_eq!(machine.happened(Happened::Poweroff, now), None, "it says so again");
         assert_eq!(machine.happened(Happened::Crash, now), None);
         machine.ended();
         assert_eq!(machine.state(), State::Stopped);
@@ -290,5 +310,7 @@ mod tests {
         machine.happened(Happened::Panic, now);
         machine.answers(false, now);
         assert_eq!(machine.state(), State::Failed);
+        machine.answers(true, now);
+        assert_eq!(machine.happened(Happened::Crash, now), Some(Action::Keep), "it is looked after again");
     }
 }

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 
 use rustix::fd::AsFd as _;
+use rustix::io::Errno;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
@@ -17,17 +18,24 @@ use tokio::io::unix::AsyncFd;
 
 use crate::sys;
 
-/// What is kept of a VMM: the file `RUN_DIR/<tenant>/<vm>.json`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Files are for the monitor's own user: what is in them may be of guests.
+const MODE: u32 = 0o600;
+
+/// What is kept of a VMM: the file `<vm>.json`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// Its process id.
     pub pid: i32,
     /// When it was started, in clock ticks since the machine was: a number that is used again is not taken for it.
     pub started: u64,
+    /// Since which boot of this machine.
+    pub boot: String,
     /// What executes the guest's instructions, and why.
     pub accel: String,
     /// As that.
     pub why: String,
+    /// It has ended, and the next monitor leaves it so: `stopped`, `failed`.
+    pub rest: Option<String>,
 }
 
 impl Record {
@@ -43,7 +51,8 @@ impl Record {
     /// The file system does not take it.
     pub fn write(&self, path: &Path) -> io::Result<()> {
         let new = path.with_extension("json.new");
-        create(&new)?.write_all(&serde_json::to_vec(self)?)?;
+        let mut file = File::options().write(true).create(true).truncate(true).mode(MODE).open(&new)?;
+        file.write_all(&serde_json::to_vec(self)?)?;
         fs::rename(&new, path)
     }
 }
@@ -51,34 +60,63 @@ impl Record {
 /// A running VMM, or another program that outlives the monitor.
 #[derive(Debug)]
 pub struct Process {
-    /// Its process id.
-    pub pid: Pid,
+    pid: Pid,
     /// See [`Record::started`].
-    pub started: u64,
+    started: u64,
     fd: AsyncFd<OwnedFd>,
 }
 
 impl Process {
-    /// Starts it; what it says goes to the file at `log`, from its beginning.
+    /// Starts it; what it says goes to the file at `log`. What the one before said is in `log.1`.
     ///
     /// # Errors
     /// The program is missing, or the log cannot be made.
     pub fn spawn(mut command: Command, log: &Path) -> io::Result<Self> {
-        let log = create(log)?;
+        // There is none at first.
+        let _ = fs::rename(log, log.with_extension("log.1"));
+        let log = File::options().create(true).append(true).mode(MODE).open(log)?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let child = sys::in_own_session(&mut command).spawn()?;
+        let mut child = sys::in_own_session(&mut command).spawn()?;
         // The process stays one that can be waited for until that is done by its descriptor.
-        Self::open(Pid::from_child(&child))
+        Self::of(Pid::from_child(&child)).inspect_err(|_| {
+            // Nobody would look after it.
+            let _ = child.kill().and_then(|()| child.wait());
+        })
     }
 
     /// The one of that record, if it still runs.
-    #[must_use]
-    pub fn adopt(record: &Record) -> Option<Self> {
-        let found = Self::open(Pid::from_raw(record.pid)?).ok()?;
-        (found.started == record.started).then_some(found)
+    ///
+    /// # Errors
+    /// That cannot be said.
+    pub fn adopt(record: &Record) -> io::Result<Option<Self>> {
+        let Some(pid) = Pid::from_raw(record.pid).filter(|_| record.boot == boot()) else { return Ok(None) };
+        match Self::of(pid) {
+            Ok(found) => Ok(Some(found).filter(|found| found.started == record.started)),
+            Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => Ok(None),
+            // It ended while we looked.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
-    fn open(pid: Pid) -> io::Result<Self> {
+    /// What is to be kept of it.
+    #[must_use]
+    pub fn record(&self, accel: &str, why: &str) -> Record {
+        let (accel, why) = (accel.to_owned(), why.to_owned());
+        Record { pid: self.pid(), started: self.started, boot: boot(), accel, why, rest: None }
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
+    }
+
+    /// The process of that number.
+    ///
+    /// # Errors
+    /// There is none, or there are no descriptors.
+    pub fn of(pid: Pid) -> io::Result<Self> {
         let fd = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
         // Of the process that the descriptor means, whatever number comes again.
         let started = started(pid)?;
@@ -107,9 +145,9 @@ impl Process {
     }
 }
 
-/// An empty file for the monitor's own user: what is in it may be of guests.
-fn create(path: &Path) -> io::Result<File> {
-    File::options().write(true).create(true).truncate(true).mode(0o600).open(path)
+/// Which boot of this machine it is (random(4)).
+fn boot() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim_end().to_owned()
 }
 
 /// Field 22 of `/proc/PID/stat` (proc(5)); the name before it may hold anything.
@@ -154,18 +192,22 @@ mod tests {
         let path = folder.path().join("vm.json");
         run(async {
             let process = Process::spawn(shell("exec sleep 60"), &folder.path().join("log")).unwrap();
-            let (accel, why) = ("tcg".to_owned(), "as the file says".to_owned());
-            let pid = process.pid.as_raw_nonzero().get();
-            let record = Record { pid, started: process.started, accel, why };
+            let record = process.record("tcg", "as the file says");
             record.write(&path).unwrap();
             assert_eq!(Record::read(&path), Some(record.clone()));
-            let found = Process::adopt(&record).unwrap();
-            assert!(Process::adopt(&Record { started: record.started + 1, ..record.clone() }).is_none());
+            let found = Process::adopt(&record).unwrap().unwrap();
+            for other in [
+                Record { started: record.started + 1, ..record.clone() },
+                Record { boot: "another".to_owned(), ..record.clone() },
+                Record { pid: i32::MAX, ..record.clone() },
+            ] {
+                assert!(Process::adopt(&other).unwrap().is_none());
+            }
             // Of its own session, so that no terminal ends it.
             assert_eq!(rustix::process::getsid(Some(found.pid)).unwrap(), found.pid);
             found.kill();
             process.ended().await;
-            assert!(Process::adopt(&record).is_none());
+            assert!(Process::adopt(&record).unwrap().is_none());
             assert!(Record::read(&folder.path().join("none.json")).is_none());
         });
     }

@@ -12,7 +12,7 @@ use topology::Topology;
 
 use super::Settings;
 use super::events::Events;
-use super::machine::{Action, Happened, Machine, State};
+use super::machine::{Action, Happened, Machine};
 use super::process::{Process, Record};
 use crate::control::client;
 
@@ -22,15 +22,19 @@ const START: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(50);
 /// Its socket.
 const ROUTER: &str = "control.sock";
+/// Between two looks whether it is still there.
+const AGAIN: Duration = Duration::from_secs(1);
+/// Files in the monitor's directory.
+const RECORD: &str = "vmrouter.json";
+const LOG: &str = "vmrouter.log";
 /// Its name in events.
 const NAME: &str = "router";
 
 /// Keeps the router running.
 #[derive(Debug)]
 pub(super) struct Router {
-    program: PathBuf,
+    settings: Settings,
     file: PathBuf,
-    run_dir: PathBuf,
     process: Process,
     machine: Machine,
     events: Events,
@@ -78,18 +82,18 @@ impl Router {
         file: &Path,
         events: Events,
     ) -> anyhow::Result<Option<Self>> {
-        let run_dir = settings.run_dir.clone();
-        let record = Record::read(&run_dir.join("vmrouter.json"));
-        let adopted = record.as_ref().and_then(Process::adopt);
-        let process = match adopted {
+        let record = Record::read(&settings.dir.join(RECORD));
+        let adopted =
+            record.as_ref().map(Process::adopt).transpose().context("cannot look for the router")?;
+        let process = match adopted.flatten() {
             Some(process) => process,
-            None if is_there(&run_dir).await => return Ok(None),
-            None => spawn(&settings.router, file, &run_dir)?,
+            None if is_there(&settings.router_dir).await => return Ok(None),
+            None => spawn(settings, file)?,
         };
         let mut machine = Machine::new(topology::Restart::Always);
         machine.starts();
-        let (program, file) = (settings.router.clone(), file.to_owned());
-        let router = Self { program, file, run_dir, process, machine, events };
+        let (settings, file) = (settings.clone(), file.to_owned());
+        let router = Self { settings, file, process, machine, events };
         router.listens().await?;
         Ok(Some(router))
     }
@@ -100,10 +104,10 @@ impl Router {
         let ended = self.process.ended();
         tokio::pin!(ended);
         loop {
-            if is_there(&self.run_dir).await {
+            if is_there(&self.settings.router_dir).await {
                 return Ok(());
             }
-            let log = self.run_dir.join("vmrouter.log");
+            let log = self.settings.dir.join(LOG);
             tokio::select! {
                 how = &mut ended => {
                     let said = std::fs::read_to_string(&log).unwrap_or_default();
@@ -126,11 +130,15 @@ impl Router {
             let action = self.machine.happened(Happened::Crash, now).unwrap_or(Action::None);
             self.events.tell(NAME, "crash", &how, Some(action.as_str()));
             loop {
-                if let State::Waiting(at) = self.machine.state() {
+                if let Some(at) = self.machine.starts_at() {
                     tokio::time::sleep_until(at.into()).await;
                 }
+                // Another one may have taken over: that is somebody's business who knows.
+                while is_there(&self.settings.router_dir).await {
+                    tokio::time::sleep(AGAIN).await;
+                }
                 self.machine.starts();
-                match spawn(&self.program, &self.file, &self.run_dir) {
+                match spawn(&self.settings, &self.file) {
                     Ok(process) => {
                         self.process = process;
                         self.events.tell(NAME, "started", "", None);
@@ -146,14 +154,13 @@ impl Router {
     }
 }
 
-fn spawn(program: &Path, file: &Path, run_dir: &Path) -> anyhow::Result<Process> {
-    std::fs::create_dir_all(run_dir).with_context(|| format!("cannot create {}", run_dir.display()))?;
-    let mut command = Command::new(program);
-    command.arg("run").arg(file).arg("--run-dir").arg(run_dir);
-    let process = Process::spawn(command, &run_dir.join("vmrouter.log"))
-        .with_context(|| format!("cannot start {}", program.display()))?;
-    let (pid, started) = (process.pid.as_raw_nonzero().get(), process.started);
-    let record = Record { pid, started, accel: String::new(), why: String::new() };
-    record.write(&run_dir.join("vmrouter.json")).context("cannot write vmrouter.json")?;
+fn spawn(settings: &Settings, file: &Path) -> anyhow::Result<Process> {
+    let mut command = Command::new(&settings.router);
+    command.arg("run").arg(file).arg("--run-dir").arg(&settings.router_dir);
+    let process = Process::spawn(command, &settings.dir.join(LOG))
+        .with_context(|| format!("cannot start {}", settings.router.display()))?;
+    let written = process.record("", "").write(&settings.dir.join(RECORD));
+    // The next monitor will see that one runs.
+    written.unwrap_or_else(|error| tracing::warn!(%error, "the next monitor will not look after the router"));
     Ok(process)
 }

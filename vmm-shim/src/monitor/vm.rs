@@ -1,18 +1,21 @@
 //! One VM and its QEMU: orders, events and times, one after the other.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::process::Pid;
 use serde_json::Value;
+use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use topology::{Accel, Topology};
 
-use super::Settings;
 use super::events::Events;
 use super::machine::{Action, Happened, Machine, State};
 use super::process::{Process, Record};
+use super::{Settings, images};
 use crate::control::api::{self, Order};
 use crate::launch::{self, Target};
 use crate::qmp::{self, Qmp};
@@ -23,6 +26,8 @@ const GRACE: Duration = Duration::from_secs(30);
 const QUIT: Duration = Duration::from_secs(5);
 /// Between two attempts to reach its control socket.
 const RETRY: Duration = Duration::from_millis(50);
+/// Somebody who is there takes a connection in that time.
+const PEER: Duration = Duration::from_secs(1);
 /// Of KVM.
 const KVM: &str = "/dev/kvm";
 
@@ -44,6 +49,8 @@ pub(super) struct Vm {
     topology: Arc<Topology>,
     at: (usize, usize),
     settings: Arc<Settings>,
+    /// Its files, without what comes behind the dot.
+    files: PathBuf,
     events: Events,
     shown: Arc<Mutex<api::Vm>>,
     machine: Machine,
@@ -52,13 +59,27 @@ pub(super) struct Vm {
     late: Option<(Instant, Late)>,
     /// They wait for the VM's end.
     enders: Vec<oneshot::Sender<Result<(), String>>>,
+    /// Files that its VMM reads by way of our descriptors.
+    images: Vec<OwnedFd>,
+}
+
+/// What a monitor before this one has left of a VM.
+enum Left {
+    /// It runs, and is ours now.
+    Runs,
+    /// It has ended, and that was all right.
+    Rests(State),
+    /// It ended when nobody looked.
+    Died,
+    /// Nothing.
+    Nothing,
 }
 
 /// What comes next for a VM.
 enum Next {
     Order(Option<Asked>),
     Ended(String),
-    Connected(Qmp, mpsc::UnboundedReceiver<qmp::Event>),
+    Connected(Qmp, mpsc::Receiver<qmp::Event>),
     Event(Option<qmp::Event>),
     Time,
 }
@@ -81,8 +102,23 @@ impl Vm {
             ..api::Vm::default()
         };
         let (machine, shown) = (Machine::new(vm.restart), Arc::new(Mutex::new(shown)));
-        let (process, qmp, late, enders) = (None, None, None, Vec::new());
-        Some(Self { topology, at, settings, events, shown, machine, process, qmp, late, enders })
+        let files = settings.files(&tenant.name, &vm.name);
+        let (process, qmp, late) = (None, None, None);
+        let (enders, images) = (Vec::new(), Vec::new());
+        Some(Self {
+            topology,
+            at,
+            settings,
+            files,
+            events,
+            shown,
+            machine,
+            process,
+            qmp,
+            late,
+            enders,
+            images,
+        })
     }
 
     /// What control shows of it.
@@ -99,8 +135,7 @@ impl Vm {
     }
 
     fn file(&self, kind: &str) -> PathBuf {
-        let target = Target::new(&self.topology, self.at.0, self.at.1, &self.settings.run_dir);
-        target.map(|target| target.file(kind)).unwrap_or_default()
+        self.files.with_extension(kind)
     }
 
     fn tell(&self, event: &str, detail: &str, action: Option<&str>) {
@@ -109,8 +144,14 @@ impl Vm {
 
     /// Finds it running, or starts it; then obeys until nobody can give orders any more.
     pub(super) async fn run(mut self, mut orders: mpsc::Receiver<Asked>) {
-        if !self.adopt() {
-            let _ = self.start();
+        match self.find().await {
+            Left::Runs => {}
+            Left::Rests(state) => self.machine.rests(state),
+            Left::Died => {
+                self.machine.starts();
+                self.happened(Happened::Crash, "while no monitor ran");
+            }
+            Left::Nothing => drop(self.start().await),
         }
         let mut heard = None;
         loop {
@@ -124,7 +165,9 @@ impl Vm {
                 }
                 Next::Connected(qmp, events) => {
                     (self.qmp, heard) = (Some(qmp), Some(events));
-                    self.look().await;
+                    if !self.look().await {
+                        (self.qmp, heard) = (None, None);
+                    }
                 }
                 Next::Event(None) => (self.qmp, heard) = (None, None),
                 Next::Event(Some(event)) => self.hear(&event).await,
@@ -136,7 +179,7 @@ impl Vm {
     async fn next(
         &self,
         orders: &mut mpsc::Receiver<Asked>,
-        heard: &mut Option<mpsc::UnboundedReceiver<qmp::Event>>,
+        heard: &mut Option<mpsc::Receiver<qmp::Event>>,
     ) -> Next {
         let until =
             self.machine.starts_at().filter(|_| self.process.is_none()).or(self.late.map(|(at, _)| at));
@@ -170,43 +213,83 @@ impl Vm {
     }
 
     /// Comes to an end only if there is a VMM that is not connected yet.
-    async fn connect(&self) -> (Qmp, mpsc::UnboundedReceiver<qmp::Event>) {
+    async fn connect(&self) -> (Qmp, mpsc::Receiver<qmp::Event>) {
         if self.process.is_none() || self.qmp.is_some() {
             return std::future::pending().await;
         }
         let path = self.file("qmp");
         loop {
-            match Qmp::connect(&path).await {
-                Ok(connected) => return connected,
-                Err(_) => tokio::time::sleep(RETRY).await,
+            // Also after a connection that ended: QEMU is not to be trusted.
+            tokio::time::sleep(RETRY).await;
+            if let Ok(connected) = Qmp::connect(&path).await {
+                return connected;
             }
         }
     }
 
     fn show(&self) {
-        let pid = self.process.as_ref().map(|process| process.pid.as_raw_nonzero().get());
+        let pid = self.process.as_ref().map(Process::pid);
         let state = self.machine.state().as_str().to_owned();
         self.change(|shown| (shown.pid, shown.state, shown.restarts) = (pid, state, self.machine.restarts()));
     }
 
     /// Goes on with the VMM that a monitor before this one started, if it still runs.
-    fn adopt(&mut self) -> bool {
-        let Some(record) = Record::read(&self.file("json")) else { return false };
-        let Some(process) = Process::adopt(&record) else { return false };
+    async fn find(&mut self) -> Left {
+        let record = Record::read(&self.file("json"));
+        let found = record.as_ref().map(Process::adopt).transpose();
+        match (found.map(Option::flatten), record) {
+            (Ok(Some(process)), Some(record)) => {
+                self.adopt(process, record);
+                Left::Runs
+            }
+            (Ok(_), Some(Record { rest: Some(rest), .. })) => {
+                let is_failed = rest == State::Failed.as_str();
+                Left::Rests(if is_failed { State::Failed } else { State::Stopped })
+            }
+            (found, record) => {
+                if let Err(error) = found {
+                    self.change(|shown| {
+                        shown.trouble = Some(format!("cannot look for its process: {error}"))
+                    });
+                }
+                match (self.answers().await, record) {
+                    (true, _) => Left::Runs,
+                    (false, Some(_)) => Left::Died,
+                    (false, None) => Left::Nothing,
+                }
+            }
+        }
+    }
+
+    /// Whether a VMM answers of which there is no record: a monitor was killed before it could write one.
+    async fn answers(&mut self) -> bool {
+        let asked = tokio::time::timeout(PEER, UnixStream::connect(self.file("qmp"))).await;
+        let Ok(Ok(stream)) = asked else { return false };
+        let pid = stream.peer_cred().ok().and_then(|peer| Pid::from_raw(peer.pid()?));
+        let Some(process) = pid.and_then(|pid| Process::of(pid).ok()) else { return false };
+        let record = process.record("", "another monitor started it");
+        // Without one it is found in this way again.
+        let _ = record.write(&self.file("json"));
+        self.adopt(process, record);
+        true
+    }
+
+    fn adopt(&mut self, process: Process, record: Record) {
         self.tell("adopted", &format!("process {}", record.pid), None);
         self.change(|shown| (shown.accel, shown.accel_why) = (record.accel, record.why));
         self.process = Some(process);
         self.machine.starts();
-        true
     }
 
     /// Starts a VMM. What does not work is trouble, and the policy says whether it is tried again.
-    fn start(&mut self) -> Result<(), String> {
+    async fn start(&mut self) -> Result<(), String> {
+        if self.answers().await {
+            return Ok(());
+        }
         self.machine.starts();
         match self.spawn() {
-            Ok(process) => {
-                self.tell("started", &format!("process {}", process.pid.as_raw_nonzero()), None);
-                self.process = Some(process);
+            Ok(pid) => {
+                self.tell("started", &format!("process {pid}"), None);
                 self.change(|shown| shown.trouble = None);
                 Ok(())
             }
@@ -219,27 +302,30 @@ impl Vm {
         }
     }
 
-    fn spawn(&self) -> anyhow::Result<Process> {
-        let target = Target::new(&self.topology, self.at.0, self.at.1, &self.settings.run_dir)?;
-        let (accel, why) = accel(target.accel());
-        let options =
-            launch::QemuOptions { version: self.settings.qemu, accel, vectors: None, monitored: true };
+    fn spawn(&mut self) -> anyhow::Result<i32> {
+        let settings = Arc::clone(&self.settings);
+        let (topology, images) = images::opened(&self.topology, self.at)?;
+        let target = Target::new(&topology, self.at.0, self.at.1, &settings.router_dir)?;
+        let (accel, why) = accel(target.vm().spec.accel);
+        let monitored = Some(self.files.as_path());
+        let options = launch::QemuOptions { version: settings.qemu, accel, vectors: None, monitored };
         let line = launch::qemu(&target, &options)?;
         for kind in ["qmp", "tty"] {
             // QEMU would refuse to listen where one that was killed has listened.
             let _ = std::fs::remove_file(self.file(kind));
         }
-        let mut command = Command::new(&self.settings.program);
+        let mut command = Command::new(&settings.program);
         command.args(line.arguments());
         let process = Process::spawn(command, &self.file("vmm.log"))?;
-        let (pid, accel) = (process.pid.as_raw_nonzero().get(), accel.as_str().to_owned());
-        let record = Record { pid, started: process.started, accel, why };
-        if let Err(error) = record.write(&self.file("json")) {
+        let record = process.record(accel.as_str(), &why);
+        let (pid, written) = (process.pid(), record.write(&self.file("json")));
+        if written.is_err() {
             process.kill();
-            return Err(error.into());
         }
+        (self.process, self.images) = (Some(process), images);
+        written?;
         self.change(|shown| (shown.accel, shown.accel_why) = (record.accel, record.why));
-        Ok(process)
+        Ok(pid)
     }
 
     async fn obey(&mut self, order: Order, tell: oneshot::Sender<Result<(), String>>) {
@@ -249,10 +335,16 @@ impl Vm {
                 Err("it is kept as it failed: stop it first".to_owned())
             }
             (Order::Start, true) => Err("it runs already".to_owned()),
-            (Order::Start, false) => self.start(),
+            (Order::Start, false) => self.start().await,
             (Order::Stop | Order::Kill, false) => {
                 self.machine.stops();
+                self.machine.ended();
+                self.rest();
                 Ok(())
+            }
+            (Order::Stop, true) if self.machine.state() == State::Stopping => {
+                self.enders.push(tell);
+                return;
             }
             (Order::Stop, true) => {
                 self.stop().await;
@@ -261,7 +353,7 @@ impl Vm {
             }
             (Order::Kill, true) => {
                 self.machine.stops();
-                self.quit().await;
+                self.process.iter().for_each(Process::kill);
                 self.enders.push(tell);
                 return;
             }
@@ -294,7 +386,9 @@ impl Vm {
     /// Asks the VMM to end.
     async fn quit(&mut self) {
         let asked = self.execute("quit").await;
-        self.late = Some((Instant::now() + QUIT, Late::Kill));
+        if !matches!(self.late, Some((_, Late::Kill))) {
+            self.late = Some((Instant::now() + QUIT, Late::Kill));
+        }
         if asked.is_err() {
             self.process.iter().for_each(Process::kill);
         }
@@ -312,7 +406,8 @@ impl Vm {
             late => {
                 self.late = late;
                 if self.process.is_none() && self.machine.starts_at().is_some() {
-                    let _ = self.start();
+                    // What is wrong is shown.
+                    let _ = self.start().await;
                 }
             }
         }
@@ -321,7 +416,6 @@ impl Vm {
     /// The VMM is gone.
     fn ended(&mut self, how: &str) {
         (self.process, self.qmp, self.late) = (None, None, None);
-        let _ = std::fs::remove_file(self.file("json"));
         match self.machine.state() {
             State::Stopping => {
                 self.machine.ended();
@@ -332,44 +426,52 @@ impl Vm {
                 self.happened(Happened::Crash, how);
             }
         }
+        self.rest();
         // They may have gone.
         self.enders.drain(..).for_each(|tell| drop(tell.send(Ok(()))));
     }
 
-    /// What the VM does, now that its VMM answers.
-    async fn look(&mut self) {
-        let Some(qmp) = &self.qmp else { return };
-        let Ok(answer) = qmp.execute("query-status", Value::Null).await else { return };
-        let status = answer.get("status").and_then(Value::as_str).unwrap_or_default().to_owned();
-        match status.as_str() {
-            "shutdown" => self.happens(Happened::Poweroff, "").await,
-            "guest-panicked" => self.happens(Happened::Panic, "").await,
-            "watchdog" => self.happens(Happened::Hang, "").await,
-            other => {
-                self.machine.answers(other == "running", Instant::now());
-                self.tell(self.machine.state().as_str(), "", None);
+    /// The next monitor leaves it as it is, if it has come to its end.
+    fn rest(&self) {
+        let state = self.machine.state();
+        if matches!(state, State::Stopped | State::Failed) {
+            let rest = Some(state.as_str().to_owned());
+            if let Err(error) = (Record { rest, ..Record::default() }).write(&self.file("json")) {
+                tracing::warn!(vm = self.name(), %error, "the next monitor will start it");
             }
         }
     }
 
-    async fn hear(&mut self, event: &qmp::Event) {
-        let text = |key: &str| event.data.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let by_guest = event.data.get("guest").and_then(Value::as_bool).unwrap_or(false);
-        match event.name.as_str() {
-            "SHUTDOWN" if by_guest && text("reason") != "guest-panic" => {
-                self.happens(Happened::Poweroff, &text("reason")).await;
-            }
-            "RESET" if by_guest => self.happens(Happened::Reboot, &text("reason")).await,
-            "GUEST_PANICKED" => self.happens(Happened::Panic, &text("action")).await,
-            "WATCHDOG" => self.happens(Happened::Hang, &text("action")).await,
-            // A guest that ended stands still as well; its own event comes first.
-            "STOP" | "RESUME" => {
+    /// What the VM does, now that its VMM answers; `false`: it does not.
+    async fn look(&mut self) -> bool {
+        let Some(qmp) = &self.qmp else { return false };
+        let Ok(answer) = qmp.execute("query-status", Value::Null).await else { return false };
+        match answer.get("status").and_then(Value::as_str).unwrap_or_default() {
+            "shutdown" => self.happens(Happened::Poweroff, "").await,
+            "guest-panicked" => self.happens(Happened::Panic, "").await,
+            "watchdog" => self.happens(Happened::Hang, "").await,
+            "internal-error" => self.happens(Happened::Crash, "an internal error of QEMU or KVM").await,
+            "io-error" => self.happens(Happened::Crash, "a disk does not work").await,
+            other => {
                 let before = self.machine.state();
-                self.machine.answers(event.name == "RESUME", Instant::now());
+                self.machine.answers(matches!(other, "running" | "suspended"), Instant::now());
                 if self.machine.state() != before {
                     self.tell(self.machine.state().as_str(), "", None);
                 }
             }
+        }
+        true
+    }
+
+    async fn hear(&mut self, event: &qmp::Event) {
+        let qmp::Data { guest, reason } = &event.data;
+        match event.name.as_str() {
+            "SHUTDOWN" if *guest && reason != "guest-panic" => self.happens(Happened::Poweroff, reason).await,
+            "RESET" if *guest => self.happens(Happened::Reboot, reason).await,
+            "GUEST_PANICKED" => self.happens(Happened::Panic, "").await,
+            "WATCHDOG" => self.happens(Happened::Hang, "").await,
+            // Whose doing that is, its state says.
+            "STOP" | "RESUME" => drop(self.look().await),
             _ => {}
         }
     }
