@@ -325,6 +325,13 @@ fn each_end_of_a_guest_is_one_event_with_its_action() -> Result<()> {
     ensure!(asked.elapsed() < SOON, "the guest did not hear the button");
     ensure!(count(&field, "poweroff")? == 2 && count(&field, "crash")? == 0, "{:?}", field.events(vm)?);
     ensure!(field.order("pause", vm).is_err(), "what does not run is paused");
+    step("what was stopped stays so with the next monitor");
+    field.monitor.kill()?;
+    field.monitor = start(&field.folder)?;
+    wait_for("the next monitor", SOON, || Ok(field.list().ok().filter(|vms| vms.len() == 6)))?;
+    for (name, vm) in field.list()? {
+        ensure!(vm["state"] == "stopped" && vm["pid"].is_null(), "{name}: {vm}");
+    }
     let unknown = field.shim(&["start", "alpha/none"])?.output()?;
     ensure!(unknown.status.code() == Some(1), "{unknown:?}");
     Ok(())
