@@ -1,47 +1,31 @@
 //! One VM and its QEMU: orders, events and times, one after the other.
 
+mod orders;
+mod start;
+
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::process::Pid;
 use serde_json::Value;
-use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
-use topology::{Accel, Topology};
+use topology::Topology;
 
+use self::orders::Late;
+use self::start::Left;
+use super::Settings;
 use super::events::Events;
 use super::machine::{Action, Happened, Machine, State};
 use super::process::{Process, Record};
-use super::{Settings, images};
 use crate::control::api::{self, Order};
-use crate::launch::{self, Target};
 use crate::qmp::{self, Qmp};
 
-/// A guest that was asked to power off has so long.
-const GRACE: Duration = Duration::from_secs(30);
-/// A VMM that was asked to quit has so long.
-const QUIT: Duration = Duration::from_secs(5);
 /// Between two attempts to reach its control socket.
 const RETRY: Duration = Duration::from_millis(50);
-/// Somebody who is there takes a connection in that time.
-const PEER: Duration = Duration::from_secs(1);
-/// Of KVM.
-const KVM: &str = "/dev/kvm";
 
 /// An order, and who waits for its end.
 pub(super) type Asked = (Order, oneshot::Sender<Result<(), String>>);
-
-/// What comes when a time is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Late {
-    /// The guest did not power off.
-    Quit,
-    /// The VMM did not quit.
-    Kill,
-}
 
 /// One VM.
 #[derive(Debug)]
@@ -61,18 +45,6 @@ pub(super) struct Vm {
     enders: Vec<oneshot::Sender<Result<(), String>>>,
     /// Files that its VMM reads by way of our descriptors.
     images: Vec<OwnedFd>,
-}
-
-/// What a monitor before this one has left of a VM.
-enum Left {
-    /// It runs, and is ours now.
-    Runs,
-    /// It has ended, and that was all right.
-    Rests(State),
-    /// It ended when nobody looked.
-    Died,
-    /// Nothing.
-    Nothing,
 }
 
 /// What comes next for a VM.
@@ -233,186 +205,6 @@ impl Vm {
         self.change(|shown| (shown.pid, shown.state, shown.restarts) = (pid, state, self.machine.restarts()));
     }
 
-    /// Goes on with the VMM that a monitor before this one started, if it still runs.
-    async fn find(&mut self) -> Left {
-        let record = Record::read(&self.file("json"));
-        let found = record.as_ref().map(Process::adopt).transpose();
-        match (found.map(Option::flatten), record) {
-            (Ok(Some(process)), Some(record)) => {
-                self.adopt(process, record);
-                Left::Runs
-            }
-            (Ok(_), Some(Record { rest: Some(rest), .. })) => {
-                let is_failed = rest == State::Failed.as_str();
-                Left::Rests(if is_failed { State::Failed } else { State::Stopped })
-            }
-            (found, record) => {
-                if let Err(error) = found {
-                    self.change(|shown| {
-                        shown.trouble = Some(format!("cannot look for its process: {error}"))
-                    });
-                }
-                match (self.answers().await, record) {
-                    (true, _) => Left::Runs,
-                    (false, Some(_)) => Left::Died,
-                    (false, None) => Left::Nothing,
-                }
-            }
-        }
-    }
-
-    /// Whether a VMM answers of which there is no record: a monitor was killed before it could write one.
-    async fn answers(&mut self) -> bool {
-        let asked = tokio::time::timeout(PEER, UnixStream::connect(self.file("qmp"))).await;
-        let Ok(Ok(stream)) = asked else { return false };
-        let pid = stream.peer_cred().ok().and_then(|peer| Pid::from_raw(peer.pid()?));
-        let Some(process) = pid.and_then(|pid| Process::of(pid).ok()) else { return false };
-        let record = process.record("", "another monitor started it");
-        // Without one it is found in this way again.
-        let _ = record.write(&self.file("json"));
-        self.adopt(process, record);
-        true
-    }
-
-    fn adopt(&mut self, process: Process, record: Record) {
-        self.tell("adopted", &format!("process {}", record.pid), None);
-        self.change(|shown| (shown.accel, shown.accel_why) = (record.accel, record.why));
-        self.process = Some(process);
-        self.machine.starts();
-    }
-
-    /// Starts a VMM. What does not work is trouble, and the policy says whether it is tried again.
-    async fn start(&mut self) -> Result<(), String> {
-        if self.answers().await {
-            return Ok(());
-        }
-        self.machine.starts();
-        match self.spawn() {
-            Ok(pid) => {
-                self.tell("started", &format!("process {pid}"), None);
-                self.change(|shown| shown.trouble = None);
-                Ok(())
-            }
-            Err(error) => {
-                let why = format!("{error:#}");
-                self.change(|shown| shown.trouble = Some(why.clone()));
-                self.happened(Happened::Crash, &format!("it cannot be started: {why}"));
-                Err(why)
-            }
-        }
-    }
-
-    fn spawn(&mut self) -> anyhow::Result<i32> {
-        let settings = Arc::clone(&self.settings);
-        let (topology, images) = images::opened(&self.topology, self.at)?;
-        let target = Target::new(&topology, self.at.0, self.at.1, &settings.router_dir)?;
-        let (accel, why) = accel(target.vm().spec.accel);
-        let monitored = Some(self.files.as_path());
-        let options = launch::QemuOptions { version: settings.qemu, accel, vectors: None, monitored };
-        let line = launch::qemu(&target, &options)?;
-        for kind in ["qmp", "tty"] {
-            // QEMU would refuse to listen where one that was killed has listened.
-            let _ = std::fs::remove_file(self.file(kind));
-        }
-        let mut command = Command::new(&settings.program);
-        command.args(line.arguments());
-        let process = Process::spawn(command, &self.file("vmm.log"))?;
-        let record = process.record(accel.as_str(), &why);
-        let (pid, written) = (process.pid(), record.write(&self.file("json")));
-        if written.is_err() {
-            process.kill();
-        }
-        (self.process, self.images) = (Some(process), images);
-        written?;
-        self.change(|shown| (shown.accel, shown.accel_why) = (record.accel, record.why));
-        Ok(pid)
-    }
-
-    async fn obey(&mut self, order: Order, tell: oneshot::Sender<Result<(), String>>) {
-        let runs = self.process.is_some();
-        let done = match (order, runs) {
-            (Order::Start, true) if self.machine.state() == State::Failed => {
-                Err("it is kept as it failed: stop it first".to_owned())
-            }
-            (Order::Start, true) => Err("it runs already".to_owned()),
-            (Order::Start, false) => self.start().await,
-            (Order::Stop | Order::Kill, false) => {
-                self.machine.stops();
-                self.machine.ended();
-                self.rest();
-                Ok(())
-            }
-            (Order::Stop, true) if self.machine.state() == State::Stopping => {
-                self.enders.push(tell);
-                return;
-            }
-            (Order::Stop, true) => {
-                self.stop().await;
-                self.enders.push(tell);
-                return;
-            }
-            (Order::Kill, true) => {
-                self.machine.stops();
-                self.process.iter().for_each(Process::kill);
-                self.enders.push(tell);
-                return;
-            }
-            (Order::Pause | Order::Resume | Order::Reset, false) => Err("it does not run".to_owned()),
-            (Order::Pause, true) => self.execute("stop").await,
-            (Order::Resume, true) => self.execute("cont").await,
-            (Order::Reset, true) => self.execute("system_reset").await,
-        };
-        // He may have gone.
-        let _ = tell.send(done);
-    }
-
-    async fn execute(&self, command: &str) -> Result<(), String> {
-        let Some(qmp) = &self.qmp else { return Err("QEMU does not answer yet".to_owned()) };
-        qmp.execute(command, Value::Null).await.map(|_| ()).map_err(|error| error.to_string())
-    }
-
-    /// Asks the guest to power off.
-    async fn stop(&mut self) {
-        let was = self.machine.state();
-        self.machine.stops();
-        self.tell("stopping", "", None);
-        if was == State::Running && self.execute("system_powerdown").await.is_ok() {
-            self.late = Some((Instant::now() + GRACE, Late::Quit));
-        } else {
-            self.quit().await;
-        }
-    }
-
-    /// Asks the VMM to end.
-    async fn quit(&mut self) {
-        let asked = self.execute("quit").await;
-        if !matches!(self.late, Some((_, Late::Kill))) {
-            self.late = Some((Instant::now() + QUIT, Late::Kill));
-        }
-        if asked.is_err() {
-            self.process.iter().for_each(Process::kill);
-        }
-    }
-
-    async fn time(&mut self) {
-        match self.late.take() {
-            Some((at, late)) if at <= Instant::now() => match late {
-                Late::Quit => {
-                    self.tell("stopping", "the guest did not power off in time", Some("quit"));
-                    self.quit().await;
-                }
-                Late::Kill => self.process.iter().for_each(Process::kill),
-            },
-            late => {
-                self.late = late;
-                if self.process.is_none() && self.machine.starts_at().is_some() {
-                    // What is wrong is shown.
-                    let _ = self.start().await;
-                }
-            }
-        }
-    }
-
     /// The VMM is gone.
     fn ended(&mut self, how: &str) {
         (self.process, self.qmp, self.late) = (None, None, None);
@@ -487,16 +279,5 @@ impl Vm {
         let action = self.machine.happened(what, Instant::now())?;
         self.tell(what.as_str(), detail, Some(action.as_str()));
         Some(action)
-    }
-}
-
-/// What executes the guest, and why.
-fn accel(asked: Accel) -> (Accel, String) {
-    match asked {
-        Accel::Kvm | Accel::Tcg => (asked, "the file says so".to_owned()),
-        Accel::Auto => match std::fs::OpenOptions::new().read(true).write(true).open(KVM) {
-            Ok(_) => (Accel::Kvm, format!("{KVM} is there")),
-            Err(error) => (Accel::Tcg, format!("{KVM}: {error}")),
-        },
     }
 }
