@@ -145,7 +145,7 @@ impl RxRing {
         let Self { ring: Ring::Split(ring), room: Some(room), .. } = self else { return false };
         let size = ring.size();
         // An index that lies is found when a frame goes in.
-        let is_shared = ring.available(size).is_ok_and(|free| room.begin(free, size, now, sender));
+        let is_shared = ring.available(size).is_ok_and(|free| room.begin(free, now, sender));
         if !is_shared {
             self.room = None;
         }
@@ -164,13 +164,15 @@ impl RxRing {
         head: &[u8],
         tail: &[GuestSlice<'_>],
     ) -> Result<(), DropReason> {
-        if !self.room.as_mut().is_none_or(|room| room.has_some()) {
+        let tail_len: u32 = tail.iter().map(|s| s.len()).sum();
+        let bytes = self.header_len + len32(head.len()) + tail_len;
+        if !self.room.as_mut().is_none_or(|room| room.has_some(bytes)) {
             return Err(DropReason::RxRingFull);
         }
         let before = self.ring.written();
         let outcome = self.put(worker, vnet, head, tail);
         let used = self.ring.written().wrapping_sub(before);
-        self.room.iter_mut().for_each(|room| room.used(used));
+        self.room.iter_mut().for_each(|room| room.used(used, bytes));
         outcome
     }
 
