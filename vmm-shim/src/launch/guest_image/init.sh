@@ -11,6 +11,8 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
 mkdir -p /dev/pts /root /tmp /run
+# The first file system holds half of the memory at most, programs included.
+mount -t tmpfs -o size=75% tmp /tmp
 mount -t devpts devpts /dev/pts
 
 while read -r module; do

@@ -16,7 +16,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// Part of every cached image's name; changed when the same request would give another image.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 
 /// A program that a Debian package holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
