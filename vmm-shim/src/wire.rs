@@ -1,4 +1,4 @@
-//! Where the sockets are: one rule for all programs.
+//! What all programs say in the same way: where the sockets are, and when something was.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -58,9 +58,36 @@ fn choose(
     }
 }
 
+/// Seconds since 1970 as `2026-11-24 15:04:05`, by Howard Hinnant's days-to-civil.
+#[must_use]
+pub fn utc(seconds: u64) -> String {
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    let year = year_of_era + era * 400 + carry;
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}", rest / 3600, rest / 60 % 60, rest % 60)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn days_are_those_of_the_calendar() {
+        for (seconds, wanted) in [
+            (0, "1970-01-01 00:00:00"),
+            (951_782_399, "2000-02-28 23:59:59"),
+            (951_782_400, "2000-02-29 00:00:00"),
+            (1_795_532_645, "2026-11-24 15:04:05"),
+        ] {
+            assert_eq!(utc(seconds), wanted);
+        }
+    }
 
     #[test]
     fn the_rule() {

@@ -15,8 +15,6 @@ use crate::watch::pcapng;
 
 /// A file that has so many bytes is renamed, and another one begun. Beside it there is at most one that was renamed.
 const LIMIT: u64 = 1 << 30;
-/// Bytes of a beginning.
-const FIRST: u64 = 28;
 /// Behind the name of the one that was renamed; topologies know it, too.
 const ROTATED: &str = ".1";
 /// Guests' frames are for its owner and, to be read, for its group.
@@ -97,7 +95,7 @@ impl CaptureFile {
     /// # Errors
     /// The kernel refuses, or what has the other name is not ours.
     pub(super) fn rotate(&mut self) -> io::Result<()> {
-        if self.len < FIRST {
+        if usize::try_from(self.len).is_ok_and(|len| len < pcapng::FIRST) {
             // Nothing is lost, and the other name is for a capture.
             self.file.set_len(0)?;
             (self.len, self.torn, self.is_whole) = (0, false, true);

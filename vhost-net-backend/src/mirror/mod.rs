@@ -366,6 +366,11 @@ file = "FOLDER/m.pcapng"
         let refused = format!("{:#}", put(&topology::parse("t", &again).unwrap()).unwrap_err());
         assert!(refused.contains("no capture"), "{refused}");
         // A daemon that took guests over goes on without, whatever else changes, until it can be opened.
+        let next = mirrors.prepare(&other, false);
+        let shown = next.shown();
+        drop(mirrors.commit(next, &[], &board));
+        assert!(shown[0].trouble.lock().unwrap().as_ref().is_some_and(|why| why.contains("restart")));
+        assert!(std::fs::metadata(folder.path().join("m.pcapng")).unwrap().len() > 0);
         let n = folder.path().join("n");
         let next = mirrors.prepare(&topology::parse("t", &again).unwrap(), false);
         drop(mirrors.commit(next, &[], &board));

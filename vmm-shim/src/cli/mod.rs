@@ -7,7 +7,6 @@ mod run;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, UNIX_EPOCH};
 
 use axum::http::Method;
 use clap::{Args, Parser, Subcommand};
@@ -16,7 +15,7 @@ use serde_json::Value;
 use crate::control::SOCKET;
 use crate::control::api::{Event, Order, Vms};
 use crate::control::client::{self, ClientError};
-use crate::wire::monitor_dir;
+use crate::wire::{monitor_dir, utc};
 
 /// Runs the VMs of a topology file: starts them, watches them, ends them.
 ///
@@ -184,42 +183,11 @@ fn events(
     Ok(runtime.block_on(client::lines(run_dir, &format!("/v1/events?follow={follow}"), each))?)
 }
 
-/// `2026-11-30T20:41:29Z acme/web1 crash (signal: 9): restart`
+/// `2026-11-30 20:41:29 acme/web1 crash (signal: 9): restart`
 fn sentence(event: &Event) -> String {
     let detail = if event.detail.is_empty() { String::new() } else { format!(" ({})", event.detail) };
     let action = event.action.as_deref().map_or(String::new(), |action| format!(": {action}"));
-    format!("{} {} {}{detail}{action}\n", time(event.at_ms), event.vm, event.event)
-}
-
-/// In UTC, to the second (RFC 3339).
-fn time(at_ms: u64) -> String {
-    let since = (UNIX_EPOCH + Duration::from_millis(at_ms)).duration_since(UNIX_EPOCH).unwrap_or_default();
-    let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    let (year, month, day) = civil(days);
-    format!(
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",
-        seconds / 3600,
-        seconds / 60 % 60,
-        seconds % 60
-    )
-}
-
-/// Year, month and day of a day since 1970-01-01.
-fn civil(days: u64) -> (u64, u64, u64) {
-    let leap = |year: u64| year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
-    let (mut rest, mut year) = (days, 1970);
-    while rest >= 365 + u64::from(leap(year)) {
-        rest -= 365 + u64::from(leap(year));
-        year += 1;
-    }
-    let february = 28 + u64::from(leap(year));
-    for (month, length) in (1..).zip([31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31]) {
-        if rest < length {
-            return (year, month, rest + 1);
-        }
-        rest -= length;
-    }
-    (year, 12, 31)
+    format!("{} {} {}{detail}{action}\n", utc(event.at_ms / 1000), event.vm, event.event)
 }
 
 #[cfg(test)]
@@ -233,18 +201,6 @@ mod tests {
     }
 
     #[test]
-    fn times() {
-        for (seconds, wanted) in [
-            (0, "1970-01-01T00:00:00Z"),
-            (951_782_400, "2000-02-29T00:00:00Z"),
-            (1_798_675_199, "2026-12-30T23:59:59Z"),
-            (4_107_542_400, "2100-03-01T00:00:00Z"),
-        ] {
-            assert_eq!(time(seconds * 1000), wanted);
-        }
-    }
-
-    #[test]
     fn an_event_in_words() {
         let event = Event {
             at_ms: 0,
@@ -253,6 +209,6 @@ mod tests {
             detail: "signal: 9".to_owned(),
             action: Some("restart".to_owned()),
         };
-        assert_eq!(sentence(&event), "1970-01-01T00:00:00Z acme/web1 crash (signal: 9): restart\n");
+        assert_eq!(sentence(&event), "1970-01-01 00:00:00 acme/web1 crash (signal: 9): restart\n");
     }
 }
