@@ -116,6 +116,7 @@ fn tenant(name: &str) -> Tenant {
         flows: None,
         rate: None,
         pps: None,
+        cpu_share: None,
         owner: None,
     }
 }

@@ -129,6 +129,7 @@ impl Scenario {
             flows: None,
             rate: None,
             pps: None,
+            cpu_share: None,
             owner: None,
         });
         Ok(self.topology.tenants.len() - 1)

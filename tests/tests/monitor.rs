@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -27,16 +28,22 @@ const KEY: Duration = Duration::from_millis(15);
 const TENANTS: [(&str, u8); 3] = [("alpha", 1), ("beta", 2), ("gamma", 3)];
 const VMS: [(&str, u8); 2] = [("a", 2), ("b", 3)];
 
+type Tenants = &'static [(&'static str, u8)];
+
+/// Of the first tenant where it is alone, percent.
+const CPU_SHARE: u32 = 80;
+
 struct Field {
     folder: TempDir,
     monitor: Process,
+    tenants: Tenants,
 }
 
-fn text() -> Result<String> {
+fn text(tenants: Tenants) -> Result<String> {
     let image = GuestImage::build(&guest::cache_dir()?, &guest::contents(), &mut |line| println!("{line}"))?;
     let (kernel, initrd) = (image.kernel.display(), image.initrd.display());
     let mut text = "version = 1\n[router]\nsocket_group = \"root\"\n".to_owned();
-    for (tenant, third) in TENANTS {
+    for (tenant, third) in tenants {
         text += &format!("[tenant.{tenant}.network.lan]\nsubnets = [\"10.0.{third}.0/24\"]\n");
         for (vm, last) in VMS {
             text += &format!(
@@ -47,17 +54,35 @@ fn text() -> Result<String> {
             );
         }
     }
+    if tenants.len() < TENANTS.len() {
+        text += &format!("[tenant.alpha]\nquota = {{ cpu_share = {CPU_SHARE} }}\n");
+        return Ok(text);
+    }
     text += "[peering.p]\nbetween = [\"alpha/lan\", \"beta/lan\"]\n\
              allow = [{ proto = \"icmp\", from = \"alpha/lan\" }]\n";
     Ok(text)
 }
 
 impl Field {
-    fn new() -> Result<Self> {
+    fn new(tenants: Tenants) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("vmrm").tempdir()?;
-        std::fs::write(folder.path().join("topology.toml"), text()?)?;
+        std::fs::write(folder.path().join("topology.toml"), text(tenants)?)?;
         let monitor = start(&folder)?;
-        Ok(Self { folder, monitor })
+        let mut field = Self { folder, monitor, tenants };
+        wait_for("the monitor", SOON, || {
+            field.monitor.still_runs()?;
+            Ok(field.list().ok().filter(|vms| vms.len() == tenants.len() * VMS.len()).map(|_| ()))
+        })?;
+        Ok(field)
+    }
+
+    /// One that was killed is followed by another.
+    fn next_monitor(&mut self) -> Result<()> {
+        self.monitor.kill()?;
+        self.monitor = start(&self.folder)?;
+        let all = self.tenants.len() * VMS.len();
+        wait_for("the next monitor", SOON, || Ok(self.list().ok().filter(|vms| vms.len() == all)))?;
+        Ok(())
     }
 
     fn shim(&self, arguments: &[&str]) -> Result<Command> {
@@ -156,7 +181,7 @@ impl Drop for Field {
         let _ = self.monitor.kill();
         let run = self.folder.path().join("vmm");
         let mut records = vec![run.join("vmrouter.json")];
-        for (tenant, _) in TENANTS {
+        for (tenant, _) in self.tenants {
             records.extend(VMS.map(|(vm, _)| run.join(format!("{tenant}/{vm}.json"))));
         }
         for record in records {
@@ -165,7 +190,24 @@ impl Drop for Field {
             let pid = pid.and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
             let _ = pid.map(|pid| kill_process(pid, Signal::KILL));
         }
+        // Control groups are nobody's but the test's, once their threads have gone.
+        let groups = format!("vmm-shim{}", run.display().to_string().replace('/', "-"));
+        for root in ["/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup"] {
+            let folder = Path::new(root).join(&groups);
+            let _ = wait_for("no control group", SOON, || Ok(removed(&folder).then_some(())));
+        }
     }
+}
+
+/// Folders of control groups go one by one, from below.
+fn removed(folder: &Path) -> bool {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            removed(&entry.path());
+        }
+    }
+    let _ = std::fs::remove_dir(folder);
+    !folder.exists()
 }
 
 fn start(folder: &TempDir) -> Result<Process> {
@@ -224,12 +266,8 @@ fn six_guests_of_three_tenants_survive_the_kill_of_any_program() -> Result<()> {
     if skip::unless("monitor", &[skip::guests()]) {
         return Ok(());
     }
-    let mut field = Field::new()?;
     step("one command starts the router and six guests");
-    wait_for("the monitor", SOON, || {
-        field.monitor.still_runs()?;
-        Ok(field.list().ok().filter(|vms| vms.len() == 6).map(|_| ()))
-    })?;
+    let mut field = Field::new(&TENANTS)?;
     for (tenant, _) in TENANTS {
         for (vm, _) in VMS {
             field.booted(&format!("{tenant}/{vm}"))?;
@@ -242,9 +280,7 @@ fn six_guests_of_three_tenants_survive_the_kill_of_any_program() -> Result<()> {
     }
 
     step("a monitor that was killed is followed by one that finds them all");
-    field.monitor.kill()?;
-    field.monitor = start(&field.folder)?;
-    wait_for("the next monitor", SOON, || Ok(field.list().ok().filter(|vms| vms.len() == 6)))?;
+    field.next_monitor()?;
     for (name, vm) in &before {
         field.until_state(name, "running")?;
         ensure!(field.list()?[name]["pid"] == vm["pid"], "{name} is another one");
@@ -276,12 +312,8 @@ fn each_end_of_a_guest_is_one_event_with_its_action() -> Result<()> {
     if skip::unless("monitor", &[skip::guests()]) {
         return Ok(());
     }
-    let mut field = Field::new()?;
+    let mut field = Field::new(&TENANTS)?;
     let vm = "alpha/a";
-    wait_for("the monitor", SOON, || {
-        field.monitor.still_runs()?;
-        Ok(field.list().ok().filter(|vms| vms.len() == 6).map(|_| ()))
-    })?;
     // One is enough here, and two cores are few.
     for other in ["alpha/b", "beta/a", "beta/b", "gamma/a", "gamma/b"] {
         process::output(&mut field.shim(&["stop", other, "--force"])?)?;
@@ -326,14 +358,78 @@ fn each_end_of_a_guest_is_one_event_with_its_action() -> Result<()> {
     ensure!(count(&field, "poweroff")? == 2 && count(&field, "crash")? == 0, "{:?}", field.events(vm)?);
     ensure!(field.order("pause", vm).is_err(), "what does not run is paused");
     step("what was stopped stays so with the next monitor");
-    field.monitor.kill()?;
-    field.monitor = start(&field.folder)?;
-    wait_for("the next monitor", SOON, || Ok(field.list().ok().filter(|vms| vms.len() == 6)))?;
+    field.next_monitor()?;
     for (name, vm) in field.list()? {
         ensure!(vm["state"] == "stopped" && vm["pid"].is_null(), "{name}: {vm}");
     }
     let unknown = field.shim(&["start", "alpha/none"])?.output()?;
     ensure!(unknown.status.code() == Some(1), "{unknown:?}");
+    Ok(())
+}
+
+/// Percent of one CPU that each of them takes.
+fn used(field: &Field, vms: &[&str]) -> Result<Vec<f64>> {
+    let times = || -> Result<Vec<f64>> {
+        let all = field.list()?;
+        vms.iter().map(|vm| all[*vm]["cpu_ns"].as_f64().with_context(|| format!("no time of {vm}"))).collect()
+    };
+    let (begun, before) = (Instant::now(), times()?);
+    std::thread::sleep(Duration::from_secs(10));
+    let (now, took) = (times()?, begun.elapsed().as_secs_f64() * 1e7);
+    Ok(now.iter().zip(before).map(|(now, before)| (now - before) / took).collect())
+}
+
+#[test]
+fn guests_get_the_cpu_time_that_they_may_have() -> Result<()> {
+    if skip::unless("monitor", &[skip::guests()]) {
+        return Ok(());
+    }
+    let mut field = Field::new(TENANTS.get(..1).context("no tenant")?)?;
+    let vms = ["alpha/a", "alpha/b"];
+    for vm in vms {
+        field.booted(vm)?;
+        field.console(vm)?.type_in("(while :; do :; done) &\n")?;
+    }
+    let check = |field: &Field, wanted: [u32; 2]| -> Result<()> {
+        let found = used(field, &vms)?;
+        println!("wanted {wanted:?} %, used {found:.1?} %");
+        for (found, wanted) in found.iter().zip(wanted.map(f64::from)) {
+            // How near it comes to it depends on what else the machine does.
+            ensure!(*found < wanted + 5.0 && *found > wanted / 2.0, "{found:.1} % of {wanted} %");
+        }
+        Ok(())
+    };
+    let set = |field: &Field, quotas: [u32; 2]| -> Result<()> {
+        for (vm, quota) in vms.iter().zip(quotas) {
+            process::output(&mut field.shim(&["set", vm, &format!("quota={quota}%")])?)?;
+        }
+        Ok(())
+    };
+    step("25 and 50 percent, the other way round, and with the next monitor");
+    for quotas in [[25, 50], [50, 25]] {
+        set(&field, quotas)?;
+        check(&field, quotas)?;
+    }
+    field.next_monitor()?;
+    check(&field, [50, 25])?;
+    step("another VMM has what was set");
+    kill(field.pid("alpha/b")?)?;
+    field.until_event("alpha/b", "crash", "restart")?;
+    field.booted("alpha/b")?;
+    field.console("alpha/b")?.type_in("(while :; do :; done) &\n")?;
+    check(&field, [50, 25])?;
+    step("without quotas of their own they share their tenant's");
+    for vm in vms {
+        process::output(&mut field.shim(&["set", vm, "quota=none", "share=200"])?)?;
+    }
+    let sum: f64 = used(&field, &vms)?.iter().sum();
+    println!("wanted {CPU_SHARE} %, used {sum:.1} %");
+    ensure!(sum < f64::from(CPU_SHARE) + 8.0 && sum > f64::from(CPU_SHARE) / 2.0, "{sum:.1} %");
+    set(&field, [50, 25])?;
+    let top = process::output(&mut field.shim(&["top", "--interval", "1"])?)?;
+    ensure!(top.contains("alpha/a") && top.contains("50%") && top.lines().count() == 3, "{top}");
+    let refused = field.shim(&["set", "alpha/a", "quota=much"])?.output()?;
+    ensure!(refused.status.code() == Some(2), "{refused:?}");
     Ok(())
 }
 

@@ -145,6 +145,8 @@ pub struct Tenant {
     pub rate: Option<Limit>,
     /// `quota.pps`: packets a second that its VMs may send in all.
     pub pps: Option<Limit>,
+    /// `quota.cpu_share`: the most CPU time that its VMs get in all, percent of one CPU.
+    pub cpu_share: Option<u32>,
     /// Who may change its VMs, networks, groups and forwards beside the operator.
     pub owner: Option<Owner>,
 }
@@ -312,6 +314,45 @@ pub struct Spec {
     pub initrd: Option<PathBuf>,
     /// Kernel command line.
     pub cmdline: Option<String>,
+    /// Disks, in the order in which the guest sees them.
+    pub disks: Vec<Disk>,
+    /// Its part of the host's CPU time.
+    pub speed: Speed,
+}
+
+impl Spec {
+    /// Whether there is something to boot: the monitor launches such a VM.
+    #[must_use]
+    pub fn boots(&self) -> bool {
+        self.kernel.is_some()
+    }
+}
+
+/// One disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// What it holds at first.
+    pub image: PathBuf,
+    /// Bytes; none: as many as the image has.
+    pub size: Option<u64>,
+    /// Operations a second.
+    pub iops: Option<u32>,
+}
+
+/// CPU time of a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Speed {
+    /// Weight against other VMs of its tenant when all want more than there is.
+    pub share: u16,
+    /// The most that it gets, percent of one CPU.
+    pub quota: Option<u32>,
+}
+
+impl Default for Speed {
+    /// The weight that cgroup v2 gives whoever asks for none.
+    fn default() -> Self {
+        Self { share: 100, quota: None }
+    }
 }
 
 impl Default for Spec {
@@ -326,6 +367,8 @@ impl Default for Spec {
             kernel: None,
             initrd: None,
             cmdline: None,
+            disks: Vec::new(),
+            speed: Speed::default(),
         }
     }
 }

@@ -12,8 +12,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Dns, Limit, Network, Nic, Router, Spec, Tenant, Topology, Uplink, UplinkKind, Via, Vm};
-use crate::units::show_rate;
+use crate::model::{
+    Disk, Dns, Limit, Network, Nic, Router, Spec, Tenant, Topology, Uplink, UplinkKind, Via, Vm,
+};
+use crate::units::{show_rate, show_size};
 use compare::{Fields, list, optional, pair};
 use policy::groups_of;
 
@@ -174,6 +176,8 @@ impl Plan {
             fields.compare(Effect::InPlace, "quota.rate", &rate(was.rate), &rate(is.rate));
             let pps = |tenant: &Tenant| optional(tenant.pps.map(|pps| pps.per_second));
             fields.compare(Effect::InPlace, "quota.pps", &pps(was), &pps(is));
+            let share = |tenant: &Tenant| optional(tenant.cpu_share.map(|percent| format!("{percent}%")));
+            fields.compare(Effect::InPlace, "quota.cpu_share", &share(was), &share(is));
             self.both(what(), fields);
         }
         self.networks(name, old.1, new.1);
@@ -299,7 +303,22 @@ fn spec(old: &Spec, new: &Spec) -> Fields {
     fields.shown(Effect::InPlace, "spec.kernel", &old.kernel, &new.kernel, path);
     fields.shown(Effect::InPlace, "spec.initrd", &old.initrd, &new.initrd, path);
     fields.shown(Effect::InPlace, "spec.cmdline", &old.cmdline, &new.cmdline, |text| optional(text.as_ref()));
+    fields.shown(Effect::InPlace, "spec.disks", &old.disks, &new.disks, |disks| disks_text(disks));
+    fields.compare(Effect::InPlace, "spec.speed.share", &old.speed.share, &new.speed.share);
+    let percent = |quota: &Option<u32>| optional(quota.map(|quota| format!("{quota}%")));
+    fields.shown(Effect::InPlace, "spec.speed.quota", &old.speed.quota, &new.speed.quota, percent);
     fields
+}
+
+/// `/srv/web.raw (10G, 2000 iops), /srv/data.raw`
+fn disks_text(disks: &[Disk]) -> String {
+    let one = |disk: &Disk| {
+        let limits = [disk.size.map(show_size), disk.iops.map(|iops| format!("{iops} iops"))];
+        let limits = limits.into_iter().flatten().collect::<Vec<_>>().join(", ");
+        let image = disk.image.display();
+        if limits.is_empty() { image.to_string() } else { format!("{image} ({limits})") }
+    };
+    disks.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
 fn kind(kind: &UplinkKind) -> String {
@@ -410,6 +429,11 @@ via = "10.0.0.5"
             ),
             (db, &db.replace("\"] }", "\"], rate = \"1Gbit\" }"), "~ nic acme/db.0 rate none -> 1Gbit"),
             ("10.0.0.7", "10.0.0.8", "~ nic acme/db.0 addresses 10.0.0.7 -> 10.0.0.8"),
+            (
+                "[tenant.acme.vm.db]",
+                "[tenant.acme.vm.db]\nspec = { speed = { quota = \"50%\" }, disks = [{ image = \"/d.raw\", size = \"1G\" }] }",
+                "~ vm acme/db spec.disks none -> /d.raw (1G), spec.speed.quota none -> 50%",
+            ),
             (
                 "[tenant.acme.vm.db]",
                 "[tenant.acme.vm.db]\nspec = { vcpus = 4 }",

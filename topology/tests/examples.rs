@@ -71,7 +71,6 @@ fn what_full_asks_for_and_is_not_enforced() {
         "31:93 tenant.acme.quota.cpu_share",
         "31:178 tenant.acme.quota.flip_memory",
         "63:9 tenant.acme.vm.web1.spec.disks",
-        "64:9 tenant.acme.vm.web1.spec.speed",
         "83:19 tenant.acme.flip.orders",
         "95:1 tenant.acme.forward[0]",
     ];

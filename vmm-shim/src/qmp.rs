@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 /// A QEMU that takes longer hangs.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
 /// No line of QEMU's is longer: a compromised one could send without end.
-const LINE: u64 = 64 << 10;
+const LINE: u64 = 1 << 20;
 /// Events that wait to be taken. A QEMU that has more to tell makes no sense.
 const EVENTS: usize = 64;
 /// Events that are handed on. A guest can cause some others without end.

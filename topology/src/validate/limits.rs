@@ -12,6 +12,8 @@ pub(crate) const PEERINGS: usize = 1024;
 pub(crate) const NETWORKS: usize = 256;
 pub(crate) const SUBNETS: usize = 16;
 pub(crate) const NICS: usize = 32;
+/// Of one VM; each takes a place on its PCI bus.
+pub(crate) const DISKS: usize = 8;
 /// Name servers of one network: as many as a resolver of C asks (resolv.conf, MAXNS).
 pub(crate) const UPSTREAMS: usize = 3;
 /// So many are looked at: more are wrong anyway.

@@ -61,6 +61,7 @@ fn tenant(
         flows: None,
         rate: None,
         pps: None,
+        cpu_share: None,
         owner: owner(name, raw, ctx),
     };
     let nics = |vm: &crate::raw::RawVm| vm.nic.as_ref().map_or(0, |nics| nics.len());

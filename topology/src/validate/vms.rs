@@ -1,7 +1,7 @@
 //! `[tenant.X.vm.*]`: NICs, and the specification of a VM.
 
 use crate::at::{At, Entry};
-use crate::model::{Accel, Restart, Spec, Vm, Vmm};
+use crate::model::{Accel, Disk, Restart, Spec, Speed, Vm, Vmm};
 use crate::raw::{RawAccel, RawDisk, RawRestart, RawSpec, RawSpeed, RawVm, RawVmm};
 use crate::units;
 use crate::validate::context::Context;
@@ -12,6 +12,8 @@ use crate::validate::{limits, names};
 const MEMORY_STEP: u64 = 2 << 20;
 /// More than any host has.
 const MEMORY_MAX: u64 = 16 << 40;
+/// Bytes; disks consist of such.
+const SECTOR: u64 = 512;
 /// The most that QEMU and Cloud Hypervisor give a guest.
 const VCPUS: u16 = 1024;
 
@@ -79,12 +81,11 @@ fn spec(path: &str, raw: Option<&At<RawSpec>>, ctx: &mut Context<'_>) -> Spec {
     spec.cmdline = raw.cmdline.as_ref().map(|text| text.to_string());
     boot(raw, ctx);
     ctx.unenforced_key(path, "disks", raw.disks.as_ref());
-    for entry in raw.disks.iter().flat_map(|disks| disks.iter()) {
-        disk(entry, ctx);
-    }
-    ctx.unenforced_key(path, "speed", raw.speed.as_ref());
-    if let Some(raw) = &raw.speed {
-        speed(raw, ctx);
+    spec.disks = raw.disks.as_ref().map(|raw| disks(raw, ctx)).unwrap_or_default();
+    spec.speed = raw.speed.as_ref().map(|raw| speed(raw, ctx)).unwrap_or_default();
+    if !spec.boots() {
+        // Whoever starts it gives it its time.
+        ctx.unenforced_key(path, "speed", raw.speed.as_ref());
     }
     spec
 }
@@ -133,23 +134,37 @@ fn boot(raw: &RawSpec, ctx: &mut Context<'_>) {
     }
 }
 
-fn disk(raw: &At<RawDisk>, ctx: &mut Context<'_>) {
-    if let Some(image) = ctx.required(raw, raw.span(), "image", raw.image.as_ref()) {
-        ctx.path(image);
+fn disks(raw: &At<Vec<At<RawDisk>>>, ctx: &mut Context<'_>) -> Vec<Disk> {
+    if raw.len() > limits::DISKS {
+        let message = format!("a VM has at most {} disks", limits::DISKS);
+        ctx.problem(raw.span(), message, "put more into one of them");
     }
-    if let Some(size) = &raw.size {
-        ctx.unit(size, "a size", units::size);
-    }
-    if let Some(iops) = &raw.iops {
-        ctx.number::<u32>(iops, "iops", 1..=u32::MAX);
-    }
+    raw.iter().filter_map(|raw| disk(raw, ctx)).collect()
 }
 
-fn speed(raw: &RawSpeed, ctx: &mut Context<'_>) {
-    if let Some(share) = &raw.share {
-        ctx.number::<u16>(share, "share", 1..=10_000);
+fn disk(raw: &At<RawDisk>, ctx: &mut Context<'_>) -> Option<Disk> {
+    let image = ctx.required(raw, raw.span(), "image", raw.image.as_ref());
+    if let Some(image) = image.filter(|image| image.chars().any(char::is_control)) {
+        ctx.problem(image.span(), "control characters are not allowed here", "write it in one line");
     }
-    if let Some(quota) = &raw.quota {
-        ctx.unit(quota, "a share of a CPU", units::percent);
+    let size = raw.size.as_ref().and_then(|text| {
+        let bytes = ctx.unit(text, "a size", units::size)?;
+        if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
+            let message = format!("a disk of {:?} does not consist of sectors", text.as_str());
+            ctx.problem(text.span(), message, "write a multiple of 512 bytes, as \"10G\"");
+        }
+        Some(bytes)
+    });
+    let iops = raw.iops.as_ref().and_then(|iops| ctx.number(iops, "iops", 1..=u32::MAX));
+    Some(Disk { image: ctx.path(image?), size, iops })
+}
+
+fn speed(raw: &RawSpeed, ctx: &mut Context<'_>) -> Speed {
+    let mut speed = Speed::default();
+    if let Some(share) = raw.share.as_ref().and_then(|share| ctx.number(share, "share", 1..=10_000)) {
+        speed.share = share;
     }
+    let quota = raw.quota.as_ref().and_then(|quota| ctx.unit(quota, "a share of a CPU", units::percent));
+    speed.quota = quota.map(|percent| u32::try_from(percent).unwrap_or(u32::MAX));
+    speed
 }

@@ -2,14 +2,15 @@
 
 use crate::control::api::{Vm, Vms};
 
-const HEADS: [&str; 9] = ["VM", "STATE", "VMM", "ACCEL", "BECAUSE", "CPUS", "MEMORY", "PID", "RESTARTS"];
+const HEADS: [&str; 10] =
+    ["VM", "STATE", "VMM", "ACCEL", "BECAUSE", "CPUS", "QUOTA", "MEMORY", "PID", "RESTARTS"];
 
 /// One line for each.
 pub(super) fn table(vms: &Vms) -> String {
     if vms.vms.is_empty() {
         return "No VM of the file has a kernel to boot.\n".to_owned();
     }
-    let rows: Vec<[String; 9]> =
+    let rows: Vec<[String; 10]> =
         std::iter::once(HEADS.map(str::to_owned)).chain(vms.vms.iter().map(row)).collect();
     let widths: Vec<usize> = (0..HEADS.len())
         .map(|at| rows.iter().filter_map(|row| row.get(at)).map(String::len).max().unwrap_or(0))
@@ -28,7 +29,7 @@ pub(super) fn table(vms: &Vms) -> String {
     text
 }
 
-fn row(vm: &Vm) -> [String; 9] {
+fn row(vm: &Vm) -> [String; 10] {
     let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
     [
         vm.name.clone(),
@@ -37,6 +38,7 @@ fn row(vm: &Vm) -> [String; 9] {
         or_dash(&vm.accel),
         or_dash(&vm.accel_why),
         vm.vcpus.to_string(),
+        vm.quota.map_or_else(|| "-".to_owned(), |quota| format!("{quota}%")),
         format!("{}M", vm.memory >> 20),
         vm.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
         format!("{} ({})", vm.restarts, vm.restart),
@@ -60,13 +62,16 @@ mod tests {
             restart: "always".to_owned(),
             vcpus: 2,
             memory: 1 << 30,
+            share: 100,
+            quota: Some(150),
+            cpu_ns: Some(7),
             trouble: None,
         };
         let stopped = Vm { name: "b/a".to_owned(), trouble: Some("no kernel".to_owned()), ..Vm::default() };
         let wanted = "\
-VM         STATE    VMM   ACCEL  BECAUSE           CPUS  MEMORY  PID   RESTARTS
-acme/web1  running  qemu  tcg    the file says so  2     1024M   4711  2 (always)
-b/a                       -      -                 0     0M      -     0 ()
+VM         STATE    VMM   ACCEL  BECAUSE           CPUS  QUOTA  MEMORY  PID   RESTARTS
+acme/web1  running  qemu  tcg    the file says so  2     150%   1024M   4711  2 (always)
+b/a                       -      -                 0     -      0M      -     0 ()
 
 b/a: no kernel
 ";

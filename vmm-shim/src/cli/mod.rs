@@ -3,6 +3,8 @@
 mod console;
 mod list;
 mod run;
+mod set;
+mod top;
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -71,6 +73,24 @@ enum Command {
     Resume(Named),
     /// Reset a VM, as the button of that name
     Reset(Named),
+    /// Change what a VM is made of: quota=50% (of one CPU; none: as much as there is), share=200 (100 is usual)
+    Set {
+        /// Which one: tenant/vm
+        vm: String,
+        /// What, and how much
+        #[arg(required = true)]
+        changes: Vec<set::Part>,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Show who takes how much CPU time: on a terminal until interrupted, else once
+    Top {
+        /// Seconds between two looks
+        #[arg(long, short, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=3600))]
+        interval: u16,
+        #[command(flatten)]
+        common: Common,
+    },
     /// Show what happened to VMs: the last 1,000 events
     Events {
         /// Go on until interrupted
@@ -129,15 +149,17 @@ fn obey(command: Command) -> Result<(), Failure> {
     let place = |common: &Common| {
         monitor_dir(common.dir.as_deref()).map_err(|e| Failure { code: 2, text: e.to_string() })
     };
-    let order = |named: &Named, order: Order| {
-        let (run_dir, name) = (place(&named.common)?, &named.vm);
+    let tell = |common: &Common, method: Method, name: &str, rest: &str| {
         let legal = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '/';
         if name.matches('/').count() != 1 || !name.chars().all(legal) {
             return Err(Failure { code: 2, text: format!("{name:?} is no tenant/vm") });
         }
-        let resource = format!("/v1/vms/{name}/{}", order.as_str());
-        runtime.block_on(client::ask::<Value>(&run_dir, SOCKET, Method::PUT, &resource))?;
+        let resource = format!("/v1/vms/{name}{rest}");
+        runtime.block_on(client::ask::<Value>(&place(common)?, SOCKET, method, &resource))?;
         Ok(())
+    };
+    let order = |named: &Named, order: Order| {
+        tell(&named.common, Method::PUT, &named.vm, &format!("/{}", order.as_str()))
     };
     match command {
         Command::Run(run) => run.run(&runtime),
@@ -150,6 +172,8 @@ fn obey(command: Command) -> Result<(), Failure> {
         Command::Pause(named) => order(&named, Order::Pause),
         Command::Resume(named) => order(&named, Order::Resume),
         Command::Reset(named) => order(&named, Order::Reset),
+        Command::Set { vm, changes, common } => tell(&common, Method::PATCH, &vm, &set::query(&changes)),
+        Command::Top { interval, common } => top::show(&runtime, &place(&common)?, interval),
         Command::Events { follow, json, common } => events(&runtime, &place(&common)?, follow, json),
         Command::Console(named) => console::attach(&place(&named.common)?, &named.vm),
     }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `GET /v1/vms` | [`Vms`] |
 //! | `PUT /v1/vms/TENANT/VM/ORDER` | `{}`, when it is done; ORDER: `start`, `stop`, `kill`, `pause`, `resume`, `reset` |
+//! | `PATCH /v1/vms/TENANT/VM?CHANGE` | `{}`, when it is done; see [`Change`] |
 //! | `GET /v1/events` | [`Event`], one a line: those that are kept; with `?follow=true` also all that come |
 
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,12 @@ pub struct Vm {
     pub vcpus: u32,
     /// Bytes of memory.
     pub memory: u64,
+    /// Its weight, when VMs want more CPU time than there is.
+    pub share: u16,
+    /// The most CPU time that it gets, percent of one CPU.
+    pub quota: Option<u32>,
+    /// CPU time that its VMM has taken, nanoseconds, since that was started.
+    pub cpu_ns: Option<u64>,
     /// What is wrong, if something is.
     pub trouble: Option<String>,
 }
@@ -65,6 +72,27 @@ pub struct Problem {
 }
 
 /// What somebody wants of a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// It does something.
+    Order(Order),
+    /// It is made of something else.
+    Change(Change),
+}
+
+/// What is to be changed of a VM's specification; what is not said stays. It holds until it is changed again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Change {
+    /// Weight, 1 to 10000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share: Option<u16>,
+    /// Percent of one CPU; 0: as much as there is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quota: Option<u32>,
+}
+
+/// What a VM can be told to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Order {

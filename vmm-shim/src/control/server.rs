@@ -10,7 +10,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Path as Names, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{get, put};
+use axum::routing::{get, patch, put};
 use axum::{Json, Router};
 use futures::stream::{self, StreamExt as _};
 use serde::Deserialize;
@@ -18,7 +18,7 @@ use tokio::net::UnixListener;
 use tokio::sync::broadcast;
 
 use super::SOCKET;
-use super::api::{Event, Order, Problem, Vms};
+use super::api::{Change, Event, Order, Problem, Vms, Wish};
 use crate::monitor::{NotDone, Table};
 
 /// Its socket, and a lock that says that this is the monitor here as long as it lives.
@@ -44,6 +44,7 @@ pub(crate) async fn serve(listener: UnixListener, table: Table) {
     let routes = Router::new()
         .route("/v1/vms", get(vms))
         .route("/v1/vms/{tenant}/{vm}/{order}", put(order))
+        .route("/v1/vms/{tenant}/{vm}", patch(change))
         .route("/v1/events", get(events))
         .with_state(table);
     if let Err(error) = axum::serve(listener, routes).await {
@@ -59,8 +60,20 @@ async fn order(
     State(table): State<Table>,
     Names((tenant, vm, order)): Names<(String, String, Order)>,
 ) -> Response {
+    wish(&table, &tenant, &vm, Wish::Order(order)).await
+}
+
+async fn change(
+    State(table): State<Table>,
+    Names((tenant, vm)): Names<(String, String)>,
+    Query(change): Query<Change>,
+) -> Response {
+    wish(&table, &tenant, &vm, Wish::Change(change)).await
+}
+
+async fn wish(table: &Table, tenant: &str, vm: &str, wish: Wish) -> Response {
     let name = format!("{tenant}/{vm}");
-    let (status, error) = match table.order(&name, order).await {
+    let (status, error) = match table.wish(&name, wish).await {
         Ok(()) => return Json(serde_json::json!({})).into_response(),
         Err(NotDone::NoSuch) => (StatusCode::NOT_FOUND, format!("the monitor runs no VM {name}")),
         Err(NotDone::Refused(why)) => (StatusCode::CONFLICT, format!("{name}: {why}")),

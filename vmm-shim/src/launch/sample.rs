@@ -35,6 +35,7 @@ pub(crate) fn topology() -> Topology {
         flows: None,
         rate: None,
         pps: None,
+        cpu_share: None,
         owner: None,
     };
     let router = Router {

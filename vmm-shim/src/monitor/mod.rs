@@ -13,6 +13,7 @@
 //! The directory is the monitor's alone (mode 0700): the router, which talks to guests, has no say in it.
 
 mod console;
+mod cpu;
 pub(crate) mod events;
 mod images;
 pub mod machine;
@@ -33,10 +34,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use topology::{Topology, Vmm};
 
+use self::cpu::Groups;
 use self::events::Events;
 use self::router::Router;
 use self::vm::{Asked, Vm};
-use crate::control::api::{self, Order, Vms};
+use crate::control::api::{self, Vms, Wish};
 use crate::control::server;
 use crate::launch::QemuVersion;
 
@@ -114,16 +116,20 @@ impl Table {
     /// How all are.
     pub(crate) fn vms(&self) -> Vms {
         let all = self.vms.values();
-        let shown = |known: &Known| known.shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let shown = |known: &Known| {
+            let mut vm = known.shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            vm.cpu_ns = vm.pid.and_then(process::cpu_ns);
+            vm
+        };
         Vms { vms: all.map(shown).collect() }
     }
 
-    /// Gives an order and waits until it is done.
-    pub(crate) async fn order(&self, vm: &str, order: Order) -> Result<(), NotDone> {
+    /// Says it to the VM and waits until it is done.
+    pub(crate) async fn wish(&self, vm: &str, wish: Wish) -> Result<(), NotDone> {
         let known = self.vms.get(vm).ok_or(NotDone::NoSuch)?;
         let (tell, told) = oneshot::channel();
         let ends = |_| NotDone::Refused("the monitor is about to end".to_owned());
-        known.orders.send((order, tell)).await.map_err(|_| ends(()))?;
+        known.orders.send((wish, tell)).await.map_err(|_| ends(()))?;
         told.await.map_err(|_| ends(()))?.map_err(NotDone::Refused)
     }
 }
@@ -165,8 +171,13 @@ fn vms(
     tasks: &mut JoinSet<()>,
 ) -> anyhow::Result<BTreeMap<String, Known>> {
     let mut vms = BTreeMap::new();
+    let groups = Groups::new(&settings.dir).map_err(|error| error.to_string());
     for (tenant, owner) in topology.tenants.iter().enumerate() {
-        for (at, vm) in owner.vms.iter().enumerate().filter(|(_, vm)| vm.spec.kernel.is_some()) {
+        let groups = groups.clone().and_then(|groups| {
+            groups.tenant(&owner.name, owner.cpu_share).map_err(|error| error.to_string())?;
+            Ok(groups)
+        });
+        for (at, vm) in owner.vms.iter().enumerate().filter(|(_, vm)| vm.spec.boots()) {
             let name = format!("{}/{}", owner.name, vm.name);
             if vm.spec.vmm != Vmm::Qemu {
                 tracing::error!(vm = name, vmm = vm.spec.vmm.as_str(), "this version starts QEMU only");
@@ -174,7 +185,9 @@ fn vms(
             }
             own_folder(&settings.dir.join(&owner.name))?;
             let files = settings.files(&owner.name, &vm.name);
-            let task = Vm::new(Arc::clone(topology), (tenant, at), Arc::clone(settings), events.clone());
+            let group = groups.as_ref().map(|groups| groups.vm(&owner.name, &vm.name)).map_err(String::clone);
+            let task =
+                Vm::new(Arc::clone(topology), (tenant, at), Arc::clone(settings), events.clone(), group);
             let Some(task) = task else { continue };
             let (orders, asked) = mpsc::channel(1);
             vms.insert(name.clone(), Known { orders, shown: task.shown() });

@@ -150,10 +150,20 @@ fn boot() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim_end().to_owned()
 }
 
-/// Field 22 of `/proc/PID/stat` (proc(5)); the name before it may hold anything.
 fn started(pid: Pid) -> io::Result<u64> {
-    let text = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()))?;
-    let field = text.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19));
+    field(pid.as_raw_nonzero().get(), 22)
+}
+
+/// CPU time that all threads of a process have taken, nanoseconds.
+pub(super) fn cpu_ns(pid: i32) -> Option<u64> {
+    let ticks = field(pid, 14).ok()?.saturating_add(field(pid, 15).ok()?);
+    (ticks.saturating_mul(1_000_000_000)).checked_div(rustix::param::clock_ticks_per_second())
+}
+
+/// A field of `/proc/PID/stat`, counted as in proc(5); the name before the third may hold anything.
+fn field(pid: i32, number: usize) -> io::Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let field = text.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(number - 3));
     field.and_then(|field| field.parse().ok()).ok_or_else(|| io::Error::other("cannot read /proc/PID/stat"))
 }
 

@@ -1,6 +1,7 @@
 //! One VM and its QEMU: orders, events and times, one after the other.
 
 mod orders;
+mod speed;
 mod start;
 
 use std::os::fd::OwnedFd;
@@ -10,22 +11,23 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
-use topology::Topology;
+use topology::{Speed, Topology};
 
 use self::orders::Late;
 use self::start::Left;
 use super::Settings;
+use super::cpu::Group;
 use super::events::Events;
 use super::machine::{Action, Happened, Machine, State};
 use super::process::{Process, Record};
-use crate::control::api::{self, Order};
+use crate::control::api::{self, Wish};
 use crate::qmp::{self, Qmp};
 
 /// Between two attempts to reach its control socket.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// An order, and who waits for its end.
-pub(super) type Asked = (Order, oneshot::Sender<Result<(), String>>);
+/// A wish, and who waits until it is done.
+pub(super) type Asked = (Wish, oneshot::Sender<Result<(), String>>);
 
 /// One VM.
 #[derive(Debug)]
@@ -45,6 +47,11 @@ pub(super) struct Vm {
     enders: Vec<oneshot::Sender<Result<(), String>>>,
     /// Files that its VMM reads by way of our descriptors.
     images: Vec<OwnedFd>,
+    /// Where its CPU time is limited, or why it is not.
+    group: Result<Group, String>,
+    speed: Speed,
+    /// What all VMs of its tenant get, percent of one CPU.
+    most: Option<u32>,
 }
 
 /// What comes next for a VM.
@@ -62,6 +69,7 @@ impl Vm {
         at: (usize, usize),
         settings: Arc<Settings>,
         events: Events,
+        group: Result<Group, String>,
     ) -> Option<Self> {
         let tenant = topology.tenants.get(at.0)?;
         let vm = tenant.vms.get(at.1)?;
@@ -75,6 +83,7 @@ impl Vm {
         };
         let (machine, shown) = (Machine::new(vm.restart), Arc::new(Mutex::new(shown)));
         let files = settings.files(&tenant.name, &vm.name);
+        let (speed, most) = (speed::set(&files, vm.spec.speed), tenant.cpu_share);
         let (process, qmp, late) = (None, None, None);
         let (enders, images) = (Vec::new(), Vec::new());
         Some(Self {
@@ -90,6 +99,9 @@ impl Vm {
             late,
             enders,
             images,
+            group,
+            speed,
+            most,
         })
     }
 
@@ -130,15 +142,20 @@ impl Vm {
             self.show();
             match self.next(&mut orders, &mut heard).await {
                 Next::Order(None) => return,
-                Next::Order(Some((order, tell))) => self.obey(order, tell).await,
+                Next::Order(Some((Wish::Order(order), tell))) => self.obey(order, tell).await,
+                Next::Order(Some((Wish::Change(change), tell))) => {
+                    // He may have gone.
+                    let _ = tell.send(self.change_speed(change).await);
+                }
                 Next::Ended(how) => {
                     heard = None;
                     self.ended(&how);
                 }
                 Next::Connected(qmp, events) => {
                     (self.qmp, heard) = (Some(qmp), Some(events));
-                    if !self.look().await {
-                        (self.qmp, heard) = (None, None);
+                    match self.look().await {
+                        true => self.hold().await,
+                        false => (self.qmp, heard) = (None, None),
                     }
                 }
                 Next::Event(None) => (self.qmp, heard) = (None, None),
@@ -202,12 +219,16 @@ impl Vm {
     fn show(&self) {
         let pid = self.process.as_ref().map(Process::pid);
         let state = self.machine.state().as_str().to_owned();
-        self.change(|shown| (shown.pid, shown.state, shown.restarts) = (pid, state, self.machine.restarts()));
+        self.change(|shown| {
+            (shown.pid, shown.state, shown.restarts) = (pid, state, self.machine.restarts());
+            (shown.share, shown.quota) = (self.speed.share, self.speed.quota);
+        });
     }
 
     /// The VMM is gone.
     fn ended(&mut self, how: &str) {
         (self.process, self.qmp, self.late) = (None, None, None);
+        self.group.iter().for_each(Group::remove);
         match self.machine.state() {
             State::Stopping => {
                 self.machine.ended();
