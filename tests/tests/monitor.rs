@@ -2,7 +2,7 @@
 
 #![expect(clippy::indexing_slicing, reason = "JSON of our own programs: what is missing fails the test")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -42,7 +42,7 @@ struct Field {
 fn text(tenants: Tenants) -> Result<String> {
     let image = GuestImage::build(&guest::cache_dir()?, &guest::contents(), &mut |line| println!("{line}"))?;
     let (kernel, initrd) = (image.kernel.display(), image.initrd.display());
-    let mut text = "version = 1\n[router]\nsocket_group = \"root\"\n".to_owned();
+    let mut text = "version = 1\n[router]\nsocket_group = \"daemon\"\n".to_owned();
     for (tenant, third) in tenants {
         text += &format!("[tenant.{tenant}.network.lan]\nsubnets = [\"10.0.{third}.0/24\"]\n");
         for (vm, last) in VMS {
@@ -277,6 +277,18 @@ fn six_guests_of_three_tenants_survive_the_kill_of_any_program() -> Result<()> {
     let before = field.list()?;
     for (name, vm) in &before {
         ensure!(vm["state"] == "running" && vm["accel"] == "tcg", "{name}: {vm}");
+    }
+    step("each VMM is a user of its own, without rights");
+    let mut users = BTreeSet::new();
+    for name in before.keys() {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", field.pid(name)?))?;
+        let line = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+        let ids = line("Uid:").context("no user")?.split_whitespace().map(str::to_owned);
+        let ids: BTreeSet<String> = ids.collect();
+        ensure!(ids.len() == 1 && !ids.contains("0") && users.insert(ids), "{name}: {status}");
+        for rights in ["CapPrm:", "CapEff:", "CapAmb:"] {
+            ensure!(line(rights) == Some("0000000000000000"), "{name}: {status}");
+        }
     }
 
     step("a monitor that was killed is followed by one that finds them all");

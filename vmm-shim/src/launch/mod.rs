@@ -17,7 +17,7 @@ pub mod guest_image;
 mod libvirt;
 mod qemu;
 #[cfg(test)]
-mod sample;
+pub(crate) mod sample;
 
 use std::path::{Path, PathBuf};
 
@@ -26,7 +26,7 @@ use topology::{Nic, Tenant, Topology, Vm};
 pub use cloud_hypervisor::cloud_hypervisor;
 pub use command_line::CommandLine;
 pub use libvirt::libvirt;
-pub use qemu::{QemuOptions, QemuVersion, qemu};
+pub use qemu::{QemuOptions, QemuVersion, Sockets, qemu};
 pub use topology::Accel;
 
 /// Entries of every ring we ask a VMM for: the most that QEMU allows for receive (`rx_queue_size`), and for

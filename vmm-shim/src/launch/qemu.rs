@@ -1,7 +1,5 @@
 //! QEMU: memory in a shared memfd, one vhost-user netdev for each NIC.
 
-use std::path::Path;
-
 use topology::{Accel, Nic};
 
 use super::{CommandLine, LaunchError, RING_ENTRIES, Target, path_text};
@@ -26,7 +24,7 @@ impl QemuVersion {
 
 /// What the topology does not say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QemuOptions<'a> {
+pub struct QemuOptions {
     /// Of the QEMU that will read the line.
     pub version: QemuVersion,
     /// What runs the guest.
@@ -34,12 +32,20 @@ pub struct QemuOptions<'a> {
     /// MSI-X vectors of each NIC; `None` lets QEMU (one pair) or the queue count (more) decide. 0 works around
     /// QEMU 7.2, which crashes under emulation with vhost-user and MSI-X.
     pub vectors: Option<u32>,
-    /// If the monitor runs it: its files there, without what comes behind the dot. It gets sockets for its control and its
-    /// console (`.qmp`, `.tty`), and stays when its guest ends.
-    pub monitored: Option<&'a Path>,
+    /// If the monitor runs it: it has these sockets, and stays when its guest ends.
+    pub monitored: Option<Sockets>,
 }
 
-impl Default for QemuOptions<'_> {
+/// Numbers of descriptors that QEMU is started with: sockets that listen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sockets {
+    /// For its control (QMP).
+    pub control: i32,
+    /// For the guest's serial console.
+    pub console: i32,
+}
+
+impl Default for QemuOptions {
     fn default() -> Self {
         Self { version: QemuVersion(10, 0), accel: Accel::Auto, vectors: None, monitored: None }
     }
@@ -51,7 +57,7 @@ impl Default for QemuOptions<'_> {
 ///
 /// # Errors
 /// [`LaunchError::Path`] when a path is not UTF-8.
-pub fn qemu(target: &Target<'_>, options: &QemuOptions<'_>) -> Result<CommandLine, LaunchError> {
+pub fn qemu(target: &Target<'_>, options: &QemuOptions) -> Result<CommandLine, LaunchError> {
     let spec = &target.vm.spec;
     let memory = target.memory_mib();
     let mut line = CommandLine::new("qemu-system-x86_64");
@@ -89,26 +95,26 @@ pub fn qemu(target: &Target<'_>, options: &QemuOptions<'_>) -> Result<CommandLin
             line.push("-nographic");
         }
     }
-    if let Some(files) = options.monitored {
-        monitored(files, &mut line)?;
+    if let Some(sockets) = options.monitored {
+        monitored(sockets, &mut line);
     }
     Ok(line)
 }
 
 /// What the monitor adds. A guest that powers off, panics or hangs stops where it is, so that no event is lost.
-fn monitored(files: &Path, line: &mut CommandLine) -> Result<(), LaunchError> {
-    let path = |kind| Ok(value(path_text(VMM, &files.with_extension(kind))?));
+fn monitored(sockets: Sockets, line: &mut CommandLine) {
+    let Sockets { control, console } = sockets;
     line.push("-nodefaults");
     line.push("-no-user-config");
     line.option("-display", "none");
     line.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
-    line.option("-qmp", format!("unix:{},server=on,wait=off", path("qmp")?));
-    line.option("-chardev", format!("socket,id=tty,path={},server=on,wait=off", path("tty")?));
+    line.option("-chardev", format!("socket,id=qmp,fd={control},server=on,wait=off"));
+    line.option("-mon", "chardev=qmp,mode=control");
+    line.option("-chardev", format!("socket,id=tty,fd={console},server=on,wait=off"));
     line.option("-serial", "chardev:tty");
     line.option("-device", "pvpanic-pci");
     line.option("-device", "i6300esb");
     line.option("-action", "shutdown=pause,panic=pause,watchdog=pause");
-    Ok(())
 }
 
 /// The virtio NIC. `romfile=` leaves out the network boot ROM, which nobody boots from here.
@@ -132,6 +138,8 @@ fn value(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::super::sample;
     use super::*;
 
@@ -199,6 +207,22 @@ qemu-system-x86_64 \\
         for wanted in [
             "socket,id=vmr0,path=/run/vmrouter/acme/web1.0.sock,reconnect-ms=100 ",
             "socket,id=vmr1,path=/srv/vm/web1.sock,server=on,wait=off ",
+        ] {
+            assert!(line.contains(wanted), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_monitor_hands_over_its_sockets() {
+        let topology = sample::topology();
+        let target = Target::new(&topology, 0, 0, Path::new("/run/vmrouter")).unwrap();
+        let monitored = Some(Sockets { control: 7, console: 8 });
+        let line = qemu(&target, &QemuOptions { monitored, ..QemuOptions::default() }).unwrap().shell();
+        for wanted in [
+            "-chardev socket,id=qmp,fd=7,server=on,wait=off ",
+            "-mon chardev=qmp,mode=control ",
+            "-chardev socket,id=tty,fd=8,server=on,wait=off ",
+            "-serial chardev:tty ",
         ] {
             assert!(line.contains(wanted), "{line}");
         }

@@ -1,35 +1,49 @@
-//! Files that the owner of a tenant names: they must lie in the folders that the operator allows, whatever links are there.
+//! Files that a VM boots from. Where the owner of a tenant names them they must lie in the folders that the operator allows,
+//! whatever links are there.
 
+use std::fs::File;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
 use topology::Topology;
 
-/// The topology with the VM's files by way of descriptors of ours, where an owner may have named them. They are open as long as
-/// what comes with it lives, and nobody can exchange them.
+use super::user;
+
+/// The topology with the VM's files by way of descriptors, which its VMM is to have under the same numbers: nobody can exchange
+/// them, and the VMM needs no access to their folders. `is_other`: its user is not ours.
 ///
 /// # Errors
-/// A file is missing, or a link is on the way to it.
+/// A file is missing, is not for that user, or a link is on the way to it.
 pub(super) fn opened(
-    topology: &Arc<Topology>,
+    topology: &Topology,
     at: (usize, usize),
+    is_other: bool,
 ) -> anyhow::Result<(Arc<Topology>, Vec<OwnedFd>)> {
-    let owner = topology.tenants.get(at.0).and_then(|tenant| tenant.owner.as_ref());
-    let Some(images) = owner.map(|owner| owner.images.clone()).filter(|images| !images.is_empty()) else {
-        return Ok((Arc::clone(topology), Vec::new()));
-    };
     let (mut own, mut files) = (Topology::clone(topology), Vec::new());
-    let vm = own.tenants.get_mut(at.0).and_then(|tenant| tenant.vms.get_mut(at.1));
-    for path in vm.into_iter().flat_map(|vm| [&mut vm.spec.kernel, &mut vm.spec.initrd]).flatten() {
-        let Some(folder) = images.iter().find(|folder| path.starts_with(folder)) else { continue };
-        let file = below(folder, path).with_context(|| format!("cannot open {}", path.display()))?;
-        *path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()));
-        files.push(file);
+    if let Some(tenant) = own.tenants.get_mut(at.0) {
+        let images = tenant.owner.as_ref().map(|owner| owner.images.as_slice()).unwrap_or_default();
+        let vm = tenant.vms.get_mut(at.1);
+        for path in vm.into_iter().flat_map(|vm| [&mut vm.spec.kernel, &mut vm.spec.initrd]).flatten() {
+            let file = image(images, path).with_context(|| format!("cannot open {}", path.display()))?;
+            if is_other && !user::may_read(&file.metadata()?) {
+                let path = path.display();
+                bail!("{path} is not for the VMM, which has a user of its own: chmod o+r {path}");
+            }
+            *path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+            files.push(file.into());
+        }
     }
     Ok((Arc::new(own), files))
+}
+
+fn image(images: &[PathBuf], path: &Path) -> anyhow::Result<File> {
+    match images.iter().find(|folder| path.starts_with(folder)) {
+        Some(folder) => Ok(below(folder, path)?.into()),
+        None => Ok(File::open(path)?),
+    }
 }
 
 fn below(folder: &Path, path: &Path) -> anyhow::Result<OwnedFd> {
@@ -56,6 +70,23 @@ mod tests {
         below(&images, &images.join("kernel")).unwrap();
         for other in ["link", "up/secret", "../secret", "missing"] {
             assert!(below(&images, &images.join(other)).is_err(), "{other}");
+        }
+    }
+    #[test]
+    fn a_file_that_is_not_for_everybody_is_refused() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let kernel = folder.path().join("kernel");
+        std::fs::write(&kernel, "x").unwrap();
+        let mut topology = crate::launch::sample::topology();
+        topology.tenants[0].vms[0].spec.kernel = Some(kernel.clone());
+        for (mode, is_other, wanted) in [(0o644, true, true), (0o600, true, false), (0o600, false, true)] {
+            std::fs::set_permissions(&kernel, std::fs::Permissions::from_mode(mode)).unwrap();
+            let opened = opened(&topology, (0, 0), is_other);
+            assert_eq!(opened.is_ok(), wanted, "{mode:o} {opened:?}");
+            let Ok((topology, files)) = opened else { continue };
+            let wanted = format!("/proc/self/fd/{}", files[0].as_raw_fd());
+            assert_eq!(topology.tenants[0].vms[0].spec.kernel.as_deref(), Some(Path::new(&wanted)));
         }
     }
 }

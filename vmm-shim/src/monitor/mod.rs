@@ -19,6 +19,7 @@ mod images;
 pub mod machine;
 pub mod process;
 mod router;
+pub(crate) mod user;
 mod vm;
 
 use std::collections::BTreeMap;

@@ -4,7 +4,6 @@ mod orders;
 mod speed;
 mod start;
 
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use topology::{Speed, Topology};
 
 use self::orders::Late;
+pub(super) use self::start::KVM;
 use self::start::Left;
 use super::Settings;
 use super::cpu::Group;
@@ -45,8 +45,6 @@ pub(super) struct Vm {
     late: Option<(Instant, Late)>,
     /// They wait for the VM's end.
     enders: Vec<oneshot::Sender<Result<(), String>>>,
-    /// Files that its VMM reads by way of our descriptors.
-    images: Vec<OwnedFd>,
     /// Where its CPU time is limited, or why it is not.
     group: Result<Group, String>,
     speed: Speed,
@@ -85,7 +83,7 @@ impl Vm {
         let files = settings.files(&tenant.name, &vm.name);
         let (speed, most) = (speed::set(&files, vm.spec.speed), tenant.cpu_share);
         let (process, qmp, late) = (None, None, None);
-        let (enders, images) = (Vec::new(), Vec::new());
+        let enders = Vec::new();
         Some(Self {
             topology,
             at,
@@ -98,7 +96,6 @@ impl Vm {
             qmp,
             late,
             enders,
-            images,
             group,
             speed,
             most,

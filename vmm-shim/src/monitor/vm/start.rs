@@ -1,5 +1,8 @@
 //! How a VM comes to its VMM: a new one, or the one that a monitor before this one has left.
 
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,13 +14,15 @@ use topology::Accel;
 use super::super::images;
 use super::super::machine::{Happened, State};
 use super::super::process::{Process, Record};
+use super::super::user::User;
 use super::Vm;
 use crate::launch::{self, Target};
+use crate::sys;
 
 /// Somebody who is there takes a connection in that time.
 const PEER: Duration = Duration::from_secs(1);
 /// Of KVM.
-const KVM: &str = "/dev/kvm";
+pub(in super::super) const KVM: &str = "/dev/kvm";
 
 /// What a monitor before this one has left of a VM.
 pub(super) enum Left {
@@ -103,28 +108,36 @@ impl Vm {
 
     fn spawn(&mut self) -> anyhow::Result<i32> {
         let settings = Arc::clone(&self.settings);
-        let (topology, images) = images::opened(&self.topology, self.at)?;
+        let user = User::new(&Target::new(&self.topology, self.at.0, self.at.1, &settings.router_dir)?)?;
+        let (topology, mut files) = images::opened(&self.topology, self.at, user.is_some())?;
         let target = Target::new(&topology, self.at.0, self.at.1, &settings.router_dir)?;
         let (accel, why) = accel(target.vm().spec.accel);
-        let monitored = Some(self.files.as_path());
-        let options = launch::QemuOptions { version: settings.qemu, accel, vectors: None, monitored };
-        let line = launch::qemu(&target, &options)?;
-        for kind in ["qmp", "tty"] {
-            // QEMU would refuse to listen where one that was killed has listened.
-            let _ = std::fs::remove_file(self.file(kind));
-        }
+        let (control, console) = (self.listener("qmp")?, self.listener("tty")?);
+        let sockets = launch::Sockets { control: control.as_raw_fd(), console: console.as_raw_fd() };
+        let (version, monitored) = (settings.qemu, Some(sockets));
+        let line = launch::qemu(&target, &launch::QemuOptions { version, accel, vectors: None, monitored })?;
         let mut command = Command::new(&settings.program);
         command.args(line.arguments());
+        files.extend([control, console]);
+        sys::with_files(&mut command, files, user);
         let process = Process::spawn(command, &self.file("vmm.log"))?;
         let record = process.record(accel.as_str(), &why);
         let (pid, written) = (process.pid(), record.write(&self.file("json")));
         if written.is_err() {
             process.kill();
         }
-        (self.process, self.images) = (Some(process), images);
+        self.process = Some(process);
         written?;
         self.change(|shown| (shown.accel, shown.accel_why) = (record.accel, record.why));
         Ok(pid)
+    }
+
+    /// A socket that its VMM is to listen on: it may not make one in our directory.
+    fn listener(&self, kind: &str) -> io::Result<OwnedFd> {
+        let path = self.file(kind);
+        // That of a VMM before this one.
+        let _ = std::fs::remove_file(&path);
+        Ok(UnixListener::bind(path)?.into())
     }
 }
 
