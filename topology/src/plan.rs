@@ -431,13 +431,8 @@ via = "10.0.0.5"
             ("10.0.0.7", "10.0.0.8", "~ nic acme/db.0 addresses 10.0.0.7 -> 10.0.0.8"),
             (
                 "[tenant.acme.vm.db]",
-                "[tenant.acme.vm.db]\nspec = { speed = { quota = \"50%\" }, disks = [{ image = \"/d.raw\", size = \"1G\" }] }",
-                "~ vm acme/db spec.disks none -> /d.raw (1G), spec.speed.quota none -> 50%",
-            ),
-            (
-                "[tenant.acme.vm.db]",
-                "[tenant.acme.vm.db]\nspec = { vcpus = 4 }",
-                "~ vm acme/db spec.vcpus 1 -> 4",
+                "[tenant.acme.vm.db]\nspec = { vcpus = 4, speed = { quota = \"50%\" }, disks = [{ image = \"/d.raw\", size = \"1G\" }] }",
+                "~ vm acme/db spec.vcpus 1 -> 4, spec.disks none -> /d.raw (1G), spec.speed.quota none -> 50%",
             ),
             (
                 "subnets = [\"10.0.0.0/24\"]",
